@@ -1,0 +1,33 @@
+# syntax=docker/dockerfile:1
+# docker build -t distrec .                          CUDA (torch's wheels carry the CUDA libraries; the node needs a driver)
+# docker build -t distrec:cpu --build-arg DEVICE=cpu .
+FROM python:3.12-slim
+
+ARG DEVICE=cuda
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# FBGEMM's and Faiss's wheels link OpenMP but do not bring it.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
+
+# From what changes least to what changes most: torch alone is most of the image, so a change elsewhere must not move it.
+WORKDIR /app
+COPY requirements/torch-${DEVICE}.txt requirements/
+RUN pip install --requirement requirements/torch-${DEVICE}.txt
+# A closed set: a resolver would add the other distribution of FBGEMM, which does not load beside this one.
+COPY requirements/${DEVICE}.txt requirements/
+RUN pip install --no-deps --requirement requirements/${DEVICE}.txt
+
+COPY pyproject.toml README.md ./
+COPY distrec distrec
+RUN pip install --no-deps --editable .
+COPY configs configs
+
+# Runs, data and a patched workspace are written here by a user who is nobody in particular on the host.
+RUN useradd --uid 1000 --create-home distrec && mkdir -p runs data && chown -R distrec:distrec /app
+USER distrec
+
+# No ENTRYPOINT: TorchX gives the whole command (bash -c 'exec python -m distrec.agent ...'), and on some schedulers an
+# entrypoint would be put before it.
+CMD ["python", "-m", "distrec.agent", "--help"]

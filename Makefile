@@ -1,0 +1,50 @@
+# make train   set-up, a dataset, and a training run in two processes through TorchX
+# make test    every check and the whole suite
+# make help    the rest
+
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+
+.PHONY: help install data train check test test-slow clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+	@echo "make install      .venv with the pinned CPU closure"
+	@echo "make check        format, lint, types"
+	@echo "make test-slow    the tests that 'make test' leaves out"
+	@echo "make clean        remove .venv, data and runs"
+
+install: $(STAMP)
+
+$(STAMP): requirements/torch-cpu.txt requirements/cpu.txt requirements/dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps --retries 1 -r requirements/torch-cpu.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.txt -r requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+data/synthetic/ctr/dataset.json: | $(STAMP)
+	$(BIN)/distrec prepare synthetic --out data/synthetic
+
+data: data/synthetic/ctr/dataset.json
+
+# A second `make train` goes on from the newest checkpoint, or says that there is nothing left to do.
+train: install data
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/torchx run -s local_cwd launch/component.py:train \
+		--config configs/dlrm_synthetic.toml -j 1x2 --resume auto
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+test: check
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -q -m slow
+
+clean:
+	rm -rf $(VENV) data runs

@@ -1,0 +1,178 @@
+"""The verbs. Whatever a verb needs is imported inside it, so that `distrec --help` answers at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from distrec.config.schema import Config
+
+if TYPE_CHECKING:
+    from distrec.dist import Ranks
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train recommendation models with embedding tables sharded over GPUs and nodes.",
+)
+prepare = typer.Typer(no_args_is_help=True, help="Turn a raw dataset into Parquet and dataset.json.")
+app.add_typer(prepare, name="prepare")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="the run's TOML file", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="train.epochs=3 data.batch_size=1024", show_default=False)
+]
+Out = Annotated[Path, typer.Option(help="folder to write into", show_default=False)]
+Source = Annotated[Path | None, typer.Option(help="the publisher's zip, or its folder; default: download it")]
+Seed = Annotated[int, typer.Option(help="seed of whatever is drawn")]
+Overwrite = Annotated[bool, typer.Option(help="replace what is in the folder")]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Literal["newest", "auto"] | None, typer.Option(metavar="[auto]", help="go on with the run; `auto`: or start it")
+    ] = None,
+) -> None:
+    """Train, evaluate and save a model; on this process, or as one rank of those that TorchX or torchrun started."""
+    from distrec.config.load import load
+    from distrec.screen import plan_table, progress_for, report
+
+    run = load(config, overrides or [])
+    with _ranks(run) as ranks:
+        from distrec.trainer import build
+
+        trainer = build(run, ranks, resume, progress_for(ranks.first))
+        if ranks.first:
+            plan_table(trainer.engine)
+        outcome = trainer.run()
+        if ranks.first:
+            report(outcome, run, str(config), overrides or [])
+    if outcome.stopped_by:
+        raise typer.Exit(128 + signal.Signals[outcome.stopped_by])
+
+
+@app.command()
+def check(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Report every fault of a config, its model and its data, without training."""
+    import rich
+
+    from distrec import log
+    from distrec.config.load import load
+
+    log.quiet_dependencies()
+    run = load(config, overrides or [])
+    from distrec.engine import validate
+
+    rich.print(f"{config} is sound: {validate(run)}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", show_default=False)],
+    overrides: Overrides = None,
+    split: Annotated[Literal["valid", "test"], typer.Option(help="which rows")] = "valid",
+    step: Annotated[int | None, typer.Option(help="which checkpoint; default: the best, else the newest")] = None,
+) -> None:
+    """Score a run's checkpoint on data.valid or data.test."""
+    from distrec import run_folder
+    from distrec.screen import metrics_table
+
+    config = run_folder.saved_config(run, overrides or [])
+    with _ranks(config) as ranks:
+        from distrec.trainer import score
+
+        at, result = score(config, ranks, run, split, step)
+        if ranks.first:
+            metrics_table(f"{run}, step {at}, data.{split}, {result.rows:,} rows", result.metrics)
+
+
+@contextmanager
+def _ranks(config: Config) -> Iterator[Ranks]:
+    """Join the run's ranks, with logs, and leave them at the end."""
+    from distrec import dist, log
+
+    log.quiet_dependencies()
+    ranks = dist.start(config.train.device, config.train.timeout_s)
+    log.setup(ranks.rank, Path(config.run_folder) / "logs")
+    yield ranks
+    dist.stop()
+
+
+@prepare.command()
+def synthetic(
+    out: Out,
+    rows: Annotated[int, typer.Option(help="training rows")] = 400_000,
+    valid_rows: Annotated[int, typer.Option(help="validation rows")] = 100_000,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Criteo-shaped rows with a planted signal, whose best possible AUC is known."""
+    from distrec.prepare.synthetic import synthetic as write
+    from distrec.screen import bar, prepared
+
+    with bar("rows") as progress:
+        result = write(out, rows=rows, valid_rows=valid_rows, seed=seed, overwrite=overwrite, progress=progress)
+    prepared(result)
+
+
+@prepare.command("movielens-1m")
+def movielens_1m(
+    out: Out,
+    task: Annotated[Literal["ctr", "rating"], typer.Option(help="ctr: over 3 is positive, 3 dropped; rating: 1 to 5")] = "ctr",
+    split: Annotated[Literal["time", "random"], typer.Option(help="80/10/10, by time or by chance")] = "time",
+    seed: Seed = 0,
+    source: Source = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """MovieLens-1M, from its publisher or from a local copy."""
+    _movielens("movielens-1m", out, task, split, seed, source, overwrite)
+
+
+@prepare.command("movielens-100k")
+def movielens_100k(
+    out: Out,
+    task: Annotated[Literal["ctr", "rating"], typer.Option(help="ctr: over 3 is positive, 3 dropped; rating: 1 to 5")] = "ctr",
+    split: Annotated[Literal["time", "random"], typer.Option(help="80/10/10, by time or by chance")] = "time",
+    seed: Seed = 0,
+    source: Source = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """MovieLens-100K, from its publisher or from a local copy."""
+    _movielens("movielens-100k", out, task, split, seed, source, overwrite)
+
+
+def _movielens(
+    which: str,
+    out: Path,
+    task: Literal["ctr", "rating"],
+    split: Literal["time", "random"],
+    seed: int,
+    source: Path | None,
+    overwrite: bool,
+) -> None:
+    from distrec.prepare.movielens import movielens
+    from distrec.screen import bar, prepared
+
+    with bar("download") as fetching, bar("rows") as writing:
+        result = movielens(
+            which,
+            out,
+            task=task,
+            split=split,
+            seed=seed,
+            source=source,
+            overwrite=overwrite,
+            progress=writing,
+            download_progress=fetching,
+        )
+    prepared(result)

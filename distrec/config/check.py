@@ -1,0 +1,87 @@
+"""Rules that join sections of a config. All faults are reported at once, each with its fix."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from distrec.config.load import nearest
+from distrec.config.schema import Config, IdFeature
+from distrec.errors import UserError
+
+
+def check(config: Config) -> None:
+    """Raise a `UserError` that lists every fault, if there is one."""
+    if faults := list(find_faults(config)):
+        raise UserError("\n".join(["the config contradicts itself:", *(f"  {fault}" for fault in faults)]))
+
+
+def find_faults(config: Config) -> Iterator[str]:
+    """Every fault between sections, as a sentence that names the thing and the fix."""
+    yield from _duplicates("feature", (f.name for f in _all_features(config)))
+    yield from _duplicates("task", (t.name for t in config.tasks))
+    yield from _missing_tables(config)
+    yield from _unused_tables(config)
+    yield from _label_leaks(config)
+    yield from _metric_faults(config)
+    yield from _device_faults(config)
+    if not list(_all_features(config)):
+        yield "features: there is none; name at least one dense, sparse or sequence feature"
+
+
+def _all_features(config: Config) -> list:
+    return [*config.features.dense, *config.features.sparse, *config.features.sequence]
+
+
+def _id_features(config: Config) -> list[IdFeature]:
+    return [*config.features.sparse, *config.features.sequence]
+
+
+def _duplicates(kind: str, names: Iterable[str]) -> Iterator[str]:
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield f"{kind} {name!r} is declared {count} times; names must be unique"
+
+
+def _missing_tables(config: Config) -> Iterator[str]:
+    for feature in _id_features(config):
+        if feature.table not in config.tables:
+            hint = nearest(feature.table, list(config.tables))
+            yield f"feature {feature.name!r} names table {feature.table!r}, which is not declared{hint}"
+
+
+def _unused_tables(config: Config) -> Iterator[str]:
+    used = {feature.table for feature in _id_features(config)}
+    for name in config.tables:
+        if name not in used:
+            yield f"table {name!r} is used by no feature; remove [tables.{name}] or name it in a feature"
+
+
+def _label_leaks(config: Config) -> Iterator[str]:
+    labels = {task.label: task.name for task in config.tasks}
+    for feature in _all_features(config):
+        column = feature.column or feature.name
+        if column in labels:
+            task = labels[column]
+            yield f"feature {feature.name!r} reads column {column!r}, the label of task {task!r}: the model would see it"
+
+
+def _metric_faults(config: Config) -> Iterator[str]:
+    first, monitor = config.tasks[0], config.evaluate.monitor
+    known = METRICS[first.kind] + (("gauc",) if config.data.group and first.kind == "binary" else ())
+    if monitor is not None and monitor not in known:
+        hint = "; data.group names no column" if monitor == "gauc" and not config.data.group else nearest(monitor, known)
+        yield f"evaluate.monitor = {monitor!r} is no metric of task {first.name!r}{hint}"
+    if (config.evaluate.every_steps or config.evaluate.patience) and not config.data.valid:
+        yield "evaluate needs rows to evaluate on; name them in data.valid"
+
+
+def _device_faults(config: Config) -> Iterator[str]:
+    if config.train.device == "cpu" and config.train.precision == "bf16":
+        yield 'train.precision = "bf16" needs a GPU; use "fp32" with train.device = "cpu"'
+
+
+METRICS = {
+    "binary": ("auc", "ne", "logloss", "calibration"),
+    "regression": ("rmse", "mse", "mae"),
+}

@@ -1,0 +1,159 @@
+"""TOML file + `key=value` overrides -> `Config`, or a `UserError` that names every fault."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from distrec.config.schema import Config, Section
+from distrec.errors import UserError
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply overrides such as `train.epochs=3` or `tables.movie.dim=32`.
+
+    Raises:
+        UserError: no such file, not TOML, an override that does not parse, or any value the schema refuses.
+    """
+    return parse(_read(Path(path)), overrides, source=str(path))
+
+
+def parse(values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config") -> Config:
+    """The same from values that are already read."""
+    changed: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    for override in overrides:
+        _apply(changed, override)
+    return validate(Config, changed, source)
+
+
+def validate(section: type, values: Mapping[str, Any], source: str) -> Any:
+    """Check `values` against a section of the schema; the error lists all faults, one a line."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join([f"{source} is not valid:", *_faults(error, section)])) from None
+
+
+def dump(config: Config) -> str:
+    """The whole config as JSON, defaults included: what a run folder and a checkpoint keep."""
+    return config.model_dump_json(indent=2)
+
+
+def fingerprint(config: Config) -> str:
+    """Short hash of what a checkpoint's tensors depend on: tables, features, tasks, model and optimizers' kinds."""
+    parts = config.model_dump(mode="json", include={"features", "tasks", "model"})
+    parts["tables"] = {
+        name: [table.rows, table.dim, table.precision, (table.optimizer or config.optimizer.sparse).name]
+        for name, table in config.tables.items()
+    }
+    parts["dense_optimizer"] = config.optimizer.dense.name
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no config file at {path}{_neighbours(path)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name one config file in it{_neighbours(path / 'x')}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def _neighbours(path: Path) -> str:
+    names = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or names[:5]
+    return f"; in {path.parent} there is: {', '.join(near)}" if near else ""
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override {override!r} is not of the form key=value, such as train.epochs=3")
+    *path, last = key.strip().split(".")
+    at: Any = values
+    for depth, part in enumerate(path):
+        at = _step(at, part, ".".join(path[: depth + 1]), override)
+    if isinstance(at, list):
+        at[_index(at, last, key, override)] = _value(text)
+    else:
+        at[last] = _value(text)
+
+
+def _step(at: Any, part: str, where: str, override: str) -> Any:
+    if isinstance(at, list):
+        return at[_index(at, part, where, override)]
+    inner = at.setdefault(part, {})
+    if not isinstance(inner, dict | list):
+        raise UserError(f"override {override!r}: {where} is {inner!r}, which has no keys")
+    return inner
+
+
+def _index(at: list, part: str, where: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(at):
+        raise UserError(f"override {override!r}: {where} must be an index below {len(at)}, for the list that stands there")
+    return int(part)
+
+
+def _value(text: str) -> Any:
+    """A TOML value where the text is one, else the text itself: `lr=0.1`, `epochs=3`, `device=cpu`."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _faults(error: ValidationError, section: type[Section]) -> list[str]:
+    return [f"  {_dotted(fault['loc'])}: {_words(fault, section)}" for fault in error.errors(include_url=False)]
+
+
+def _dotted(loc: Sequence[Any]) -> str:
+    return ".".join(str(part) for part in loc) or "(top level)"
+
+
+def _words(fault: Any, section: type[Section]) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "no such key" + nearest(str(fault["loc"][-1]), _keys_at(section, fault["loc"][:-1]))
+    if fault["type"] == "missing":
+        return "this key is required"
+    message = fault["msg"].removeprefix("Value error, ")
+    return message if fault["type"] == "value_error" else f"{message} (it is {fault['input']!r})"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean …?` for a misspelt name, else the list of what there is."""
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _keys_at(section: Any, loc: Sequence[Any]) -> list[str]:
+    """The keys that the schema knows at a place, following model fields, dict values and list items."""
+    for part in loc:
+        if section is None:
+            return []
+        section = _inner(section, part)
+    return list(section.model_fields) if section is not None else []
+
+
+def _inner(section: type[Section], part: Any) -> Any:
+    if not isinstance(part, str) or part not in section.model_fields:
+        return section  # a table's name or a list's index: the section is already that of the items
+    return _section_in(section.model_fields[part].annotation)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The first Section named anywhere in a type such as `dict[str, Table]` or `tuple[Task, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for a in getattr(annotation, "__args__", ()) if (found := _section_in(a))), None)

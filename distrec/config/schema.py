@@ -1,0 +1,249 @@
+"""The words of a config file: every section, every key, its unit and its default, in one place.
+
+Sections are frozen pydantic models that forbid unknown keys. Rules that need only one section live here as
+validators; rules that join sections live in `distrec.config.check`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+OneOrMore = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+Paths = Annotated[tuple[str, ...], OneOrMore]
+ShardingType = Literal[
+    "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard"
+]
+ShardingTypes = Annotated[tuple[ShardingType, ...], OneOrMore]
+
+
+class Section(BaseModel):
+    """A part of a config: immutable, and strict about its keys. A model's `Params` derive from it too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class Data(Section):
+    """Where the rows are and how they become batches."""
+
+    train: Paths = Field(description="Parquet files, folders or fsspec URLs to train on")
+    valid: Paths = Field(default=(), description="evaluated during training; empty: no evaluation")
+    test: Paths = Field(default=(), description="evaluated once, after training, on the best checkpoint")
+    batch_size: PositiveInt = Field(default=1024, description="rows a rank and step")
+    eval_batch_size: PositiveInt | None = Field(default=None, description="rows a rank when evaluating; default: batch_size")
+    weight: str | None = Field(default=None, description="column of non-negative row weights; default: 1 for every row")
+    group: str | None = Field(default=None, description="column that groups rows (a user id, say) for GAUC")
+    shuffle: bool = Field(default=True, description="shuffle row groups, and rows within windows, anew each epoch")
+    shuffle_window: PositiveInt = Field(default=65536, description="rows a rank shuffles together; bounds its memory")
+    queue: PositiveInt = Field(default=4, description="batches decoded ahead by the background thread")
+    verify_checksums: bool = Field(default=True, description="verify Parquet page checksums where a file has them")
+
+
+class Table(Section):
+    """An embedding table. Features refer to it by name; several may share it."""
+
+    rows: PositiveInt = Field(description="number of embedding rows: the cardinality, or the hash size")
+    dim: PositiveInt = Field(description="embedding dimension; a multiple of 4, as FBGEMM's kernels need")
+    init: Literal["uniform", "normal"] = Field(default="uniform", description="distribution of the initial weights")
+    init_scale: PositiveFloat | None = Field(
+        default=None, description="bound of `uniform` or standard deviation of `normal`; default: 1/sqrt(rows)"
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="type of the weights; bf16 on GPU only")
+    sharding: ShardingTypes = Field(default=(), description="sharding types the planner may use; empty: any")
+    optimizer: SparseOptimizer | None = Field(default=None, description="overrides [optimizer.sparse] for this table")
+
+    @field_validator("dim")
+    @classmethod
+    def _dim_fits_the_kernels(cls, dim: int) -> int:
+        if dim % 4:
+            raise ValueError(f"dim must be a multiple of 4 (FBGEMM's kernels need it); the next one is {dim + 4 - dim % 4}")
+        return dim
+
+
+class DenseFeature(Section):
+    """A numeric column that goes into the model as it is, after its transform."""
+
+    name: Name
+    column: str | None = Field(default=None, description="Parquet column; default: the name")
+    null: float | Literal["error"] = Field(default="error", description="value for nulls and NaN; `error` refuses them")
+    transform: Literal["none", "log1p", "signed_log1p"] = Field(
+        default="none",
+        description="log1p: ln(1 + max(x, 0)); signed_log1p: sign(x) ln(1 + |x|); applied before shift and scale",
+    )
+    shift: float = Field(default=0.0, description="subtracted after the transform")
+    scale: PositiveFloat = Field(default=1.0, description="divided by after the shift")
+
+
+class IdFeature(Section):
+    """What pooled and sequence features have in common: ids that select rows of a table."""
+
+    name: Name
+    column: str | None = Field(default=None, description="Parquet column, an id or a list of ids a row; default: the name")
+    table: Name
+    ids: Literal["index", "hash"] = Field(
+        default="index", description="index: in [0, rows); hash: any integer or string, hashed into [0, rows)"
+    )
+    out_of_range: Literal["error", "null", "hash"] = Field(
+        default="error", description="what an `index` outside [0, rows) becomes: a stop, no id, or its hash"
+    )
+
+
+class SparseFeature(IdFeature):
+    """Ids whose embeddings are pooled into one vector a row."""
+
+    pooling: Literal["sum", "mean"] = "sum"
+    max_length: PositiveInt | None = Field(
+        default=None, description="keep the newest (last) ids of a longer list; default: all"
+    )
+
+
+class SequenceFeature(IdFeature):
+    """An ordered history, oldest id first, whose embeddings reach the model one by one."""
+
+    max_length: PositiveInt = Field(description="keep the newest (last) ids of a longer list")
+
+
+class Features(Section):
+    """What the model sees of a row."""
+
+    dense: tuple[DenseFeature, ...] = ()
+    sparse: tuple[SparseFeature, ...] = ()
+    sequence: tuple[SequenceFeature, ...] = ()
+
+    @field_validator("dense", mode="before")
+    @classmethod
+    def _a_bare_name_is_a_feature(cls, value: Any) -> Any:
+        return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
+
+
+class Task(Section):
+    """One label to predict. A model has one logit a task."""
+
+    name: Name = "label"
+    label: str = Field(default="label", description="Parquet column")
+    kind: Literal["binary", "regression"] = Field(
+        default="binary", description="binary: BCE on logits, label 0 or 1; regression: MSE"
+    )
+    weight: PositiveFloat = Field(default=1.0, description="factor of this task's loss in the sum")
+
+
+class Model(Section):
+    """Which model, and its own parameters (checked by the model's `Params`)."""
+
+    name: str = Field(description="a name from distrec.models, or package.module:Class")
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class DenseOptimizer(Section):
+    """Optimizer of the data-parallel part."""
+
+    name: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="adam, adamw")
+    momentum: Fraction = Field(default=0.0, description="sgd")
+    eps: PositiveFloat = Field(default=1e-8, description="adam, adamw, adagrad")
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class SparseOptimizer(Section):
+    """Optimizer of the embedding tables, fused into backward: only the rows of the batch are touched."""
+
+    name: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad"
+    lr: PositiveFloat = 1e-2
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="adam")
+    eps: PositiveFloat = 1e-8
+
+
+class Schedule(Section):
+    """Factor on every learning rate as a function of the step."""
+
+    warmup_steps: Count = Field(default=0, description="linear from 0 to 1 over these steps")
+    decay: Literal["none", "linear", "cosine"] = "none"
+    decay_steps: PositiveInt | None = Field(default=None, description="steps from the end of warm-up to final_factor")
+    final_factor: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _decay_has_a_length(self) -> Schedule:
+        if self.decay != "none" and self.decay_steps is None:
+            raise ValueError(f'decay = "{self.decay}" needs decay_steps')
+        return self
+
+
+class Optimizer(Section):
+    """How parameters move."""
+
+    dense: DenseOptimizer = DenseOptimizer()
+    sparse: SparseOptimizer = SparseOptimizer()
+    schedule: Schedule = Schedule()
+
+
+class Train(Section):
+    """The loop."""
+
+    epochs: PositiveInt | None = Field(default=None, description="passes over data.train; default 1 when steps is not given")
+    steps: PositiveInt | None = Field(default=None, description="stop after this many steps, whatever the epoch")
+    seed: Count = 0
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda when there is one")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast type of the dense part; bf16 on GPU only")
+    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm of the dense part")
+    non_finite: Literal["stop", "skip"] = Field(default="stop", description="a NaN or infinite loss: stop, or skip that batch")
+    log_every: PositiveInt = Field(default=50, description="steps between scalars")
+    timeout_s: PositiveInt = Field(default=600, description="seconds after which a collective that a rank does not join fails")
+
+
+class Evaluate(Section):
+    """Evaluation on data.valid during training."""
+
+    every_steps: PositiveInt | None = Field(default=None, description="default: at the end of each epoch")
+    monitor: str | None = Field(
+        default=None, description="metric of the first task that picks the best checkpoint; default auc or rmse"
+    )
+    patience: PositiveInt | None = Field(default=None, description="stop after this many evaluations without a better one")
+
+
+class Checkpoint(Section):
+    """What is kept to resume from."""
+
+    every_steps: PositiveInt | None = Field(default=None, description="default: at each evaluation")
+    keep: PositiveInt = Field(default=2, description="newest checkpoints kept, beside the best one")
+
+
+class Embedding(Section):
+    """How tables are laid over ranks."""
+
+    memory: str | None = Field(default=None, description='bytes a rank may use for tables, "12GB" say; default: measured')
+    sharding: ShardingTypes = Field(
+        default=(), description="sharding types the planner may use for tables that name none; empty: any"
+    )
+
+
+class Config(Section):
+    """A run."""
+
+    name: Name
+    data: Data
+    tables: dict[Name, Table] = Field(default_factory=dict)
+    features: Features
+    tasks: tuple[Task, ...] = Field(default=(Task(),), min_length=1)
+    model: Model
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    embedding: Embedding = Embedding()
+    folder: str | None = Field(default=None, description="run folder; default: runs/<name>")
+
+    @property
+    def run_folder(self) -> str:
+        """Where the run writes."""
+        return self.folder or f"runs/{self.name}"
+
+
+Table.model_rebuild()

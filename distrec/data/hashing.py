@@ -1,0 +1,58 @@
+"""Stable hashes of raw ids into table rows.
+
+The functions are a contract: a trained table means nothing under another hash, so they never change.
+
+- An integer of any width is its 64-bit two's complement pattern.
+- A string is FNV-1a 64 over its UTF-8 bytes.
+- Both are mixed by SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014, figure 17: `mix64` with the constants
+  of Stafford's variant 13), then reduced to `[0, rows)` by a multiplication in place of a division (Lemire, 2019):
+  `((h >> 32) * rows) >> 32`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+FNV_OFFSET = np.uint64(0xCBF29CE484222325)
+FNV_PRIME = np.uint64(0x100000001B3)
+MAX_ROWS = 1 << 32  # the reduction uses 32 bits of the hash
+
+
+def rows_of(keys: np.ndarray, rows: int) -> np.ndarray:
+    """Table row of each key: `keys (N,) uint64` -> `(N,) int64` in `[0, rows)`, with `rows <= MAX_ROWS`."""
+    hashed = splitmix64(keys)
+    hashed >>= np.uint64(32)
+    hashed *= np.uint64(rows)
+    hashed >>= np.uint64(32)
+    return hashed.view(np.int64)
+
+
+def splitmix64(keys: np.ndarray) -> np.ndarray:
+    """SplitMix64's finalizer, a bijection of 64-bit words: `(N,) uint64` -> a new `(N,) uint64`."""
+    mixed = keys >> np.uint64(30)
+    mixed ^= keys
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    shifted = mixed >> np.uint64(27)
+    mixed ^= shifted
+    mixed *= np.uint64(0x94D049BB133111EB)
+    np.right_shift(mixed, np.uint64(31), out=shifted)
+    mixed ^= shifted
+    return mixed
+
+
+def fnv1a64(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """FNV-1a 64 of N strings: string `i` is `data[offsets[i]:offsets[i + 1]]`, `data` uint8 -> `(N,) uint64`.
+
+    The loop runs over byte positions, longest strings first, so that those still alive are a prefix.
+    """
+    lengths = np.diff(offsets)
+    order = np.argsort(-lengths, kind="stable")
+    starts, ascending = offsets[:-1][order], lengths[order][::-1]
+    hashed = np.full(len(lengths), FNV_OFFSET)
+    for position in range(int(lengths.max(initial=0))):
+        alive = len(lengths) - int(np.searchsorted(ascending, position, side="right"))
+        hashed[:alive] ^= data[starts[:alive] + position]
+        hashed[:alive] *= FNV_PRIME
+    unsorted = np.empty_like(hashed)
+    unsorted[order] = hashed
+    return unsorted

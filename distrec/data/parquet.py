@@ -1,0 +1,151 @@
+"""Parquet files as one dataset: footers, and reading pieces of row groups."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distrec.data.columns import Use, check_schema
+from distrec.data.deal import Piece
+from distrec.data.files import Source, find_files
+from distrec.errors import UserError
+
+FOOTER_THREADS = 16  # footers are small: reading them waits on the store, not on the processor
+RECORD_BATCH = 65536  # rows decoded at once
+
+
+@dataclass(frozen=True)
+class File:
+    """A Parquet file, known by its footer."""
+
+    source: Source
+    rows: tuple[int, ...]  # of each row group
+    schema: pa.Schema  # of the columns in use
+
+    @property
+    def path(self) -> str:
+        """For messages."""
+        return self.source.path
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Files whose schemas agree on the columns in use."""
+
+    files: tuple[File, ...]
+    schema: pa.Schema  # the columns in use, and no other column is read
+
+    @cached_property
+    def row_groups(self) -> list[Piece]:
+        """Every row group that has rows, in file order."""
+        return [Piece(f, g, range(n)) for f, file in enumerate(self.files) for g, n in enumerate(file.rows) if n]
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(map(len, self.row_groups))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash of the file names and row counts: a reader's position means nothing on other files."""
+        facts = [(PurePosixPath(file.path).name, file.rows) for file in self.files]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    def read(self, pieces: Iterable[Piece], verify_checksums: bool, batch: int = RECORD_BATCH) -> Iterator[pa.RecordBatch]:
+        """Decode the rows of `pieces`, in order, at most `batch` rows at a time; the columns are those of `schema`.
+
+        Raises `UserError` for a file that is gone or damaged, naming the file and the row group.
+        """
+        opened, parquet = -1, None
+        for piece in pieces:
+            if parquet is None or piece.file != opened:
+                opened, parquet = piece.file, _open(self.files[piece.file].source, verify_checksums)
+            for part in self._decode(parquet, piece, batch):
+                yield part if part.schema.equals(self.schema) else self._cast(part, piece)
+
+    def where(self, piece: Piece, row: int) -> str:
+        """The file and the row in the file of row `row` of `piece`, for messages."""
+        file = self.files[piece.file]
+        return f"{file.path}, row {sum(file.rows[: piece.group]) + int(piece.rows[row])}"
+
+    def _decode(self, parquet: pq.ParquetFile, piece: Piece, batch: int) -> Iterator[pa.RecordBatch]:
+        low = 0
+        try:
+            parts = parquet.iter_batches(batch_size=batch, row_groups=[piece.group], columns=self.schema.names)
+            for part in parts:
+                high = low + part.num_rows
+                if chosen := _choose(part, piece.rows, low, high):
+                    yield chosen.select(self.schema.names)
+                if high > piece.rows[-1]:
+                    return
+                low = high
+        except (pa.ArrowException, OSError) as error:
+            path = self.files[piece.file].path
+            raise UserError(f"{path}: row group {piece.group} cannot be decoded, the file is damaged: {error}") from error
+
+    def _cast(self, part: pa.RecordBatch, piece: Piece) -> pa.RecordBatch:
+        try:
+            return part.cast(self.schema)
+        except pa.ArrowException as error:
+            raise UserError(f"{self.files[piece.file].path}: its types do not fit those of the other files: {error}") from error
+
+
+def open_dataset(paths: Sequence[str], uses: Sequence[Use]) -> Dataset:
+    """Read the footers of every file at `paths` and check their columns against `uses` (see `distrec.data.columns`).
+
+    Raises `UserError` when nothing is found, a file is not Parquet, a column is missing or of a type that does not fit,
+    files disagree on a type, or there is no row at all.
+    """
+    sources = find_files(paths)
+    names = list(dict.fromkeys(use.column for use in uses))
+    with ThreadPoolExecutor(min(FOOTER_THREADS, len(sources))) as pool:
+        files = tuple(pool.map(lambda source: _footer(source, names, uses), sources))
+    if not any(sum(file.rows) for file in files):
+        raise UserError(f"no rows in {', '.join(paths)}: {len(files)} Parquet files, all empty")
+    return Dataset(files, _unify(files, names))
+
+
+def _footer(source: Source, names: Sequence[str], uses: Sequence[Use]) -> File:
+    with _open(source, verify_checksums=False) as parquet:
+        schema, footer = parquet.schema_arrow, parquet.metadata
+        check_schema(schema, source.path, uses)
+        rows = tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
+    return File(source, rows, pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in names]))
+
+
+def _open(source: Source, verify_checksums: bool) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(source.path, filesystem=source.filesystem, page_checksum_verification=verify_checksums)
+    except FileNotFoundError as error:
+        raise UserError(f"{source.path}: the file is gone") from error
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{source.path}: not a Parquet file, or truncated: {error}") from error
+
+
+def _unify(files: Sequence[File], names: Sequence[str]) -> pa.Schema:
+    first = {file.schema: file for file in reversed(files)}  # one file a schema is enough, and there are few schemas
+    merged = files[0].schema
+    for schema, file in first.items():
+        try:
+            merged = pa.unify_schemas([merged, schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            hint = "; write it with one type" + f" ({error})"
+            raise UserError(f"{file.path}: a column's type does not fit that of {files[0].path}{hint}") from error
+    return merged
+
+
+def _choose(part: pa.RecordBatch, rows: range | np.ndarray, low: int, high: int) -> pa.RecordBatch | None:
+    """Those of a row group's rows `[low, high)` that are in `rows`."""
+    if isinstance(rows, range):
+        start, stop = max(rows.start, low), min(rows.stop, high)
+        return part.slice(start - low, stop - start) if start < stop else None
+    inside = rows[np.searchsorted(rows, low) : np.searchsorted(rows, high)]
+    return part.take(pa.array(inside - low)) if len(inside) else None

@@ -1,0 +1,135 @@
+"""Process groups: who this rank is, and how ranks agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+
+from distrec.errors import AnotherRankFailed, UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the processes of the run."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank speaks for the run."""
+        return self.rank == 0
+
+
+def start(device: str = "auto", timeout_s: int = 600) -> Ranks:
+    """Join the process group that torchrun's environment describes; without one, be a group of one.
+
+    Args:
+        device: `auto` (cuda when there is one), `cpu` or `cuda`.
+        timeout_s: seconds after which a collective that a rank does not join fails.
+
+    Raises:
+        UserError: cuda was asked for and there is none, or fewer GPUs than local ranks.
+    """
+    rank, world, local_rank, local_world = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    )
+    chosen = _device(device, local_rank, local_world)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    alone = {} if "RANK" in os.environ else {"store": HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **alone)
+    return Ranks(rank, world, local_rank, local_world, chosen)
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Run `make` on rank 0 and give every rank its result; a `UserError` there is raised everywhere."""
+    result, error = _attempt(make) if dist.get_rank() == 0 else (None, None)
+    box: list = [result, _said(error)]
+    dist.broadcast_object_list(box, src=0)
+    _raise_own(error)
+    return _unpack(box[0], [box[1]])
+
+
+def together(make: Callable[[], T]) -> T:
+    """Run `make` on every rank; if any raises a `UserError`, all ranks raise, and the message is said once."""
+    result, error = _attempt(make)
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, _said(error))
+    _raise_own(error)
+    return _unpack(result, everyone)
+
+
+def lowest(values: Tensor) -> Tensor:
+    """Elementwise minimum over ranks, in place."""
+    dist.all_reduce(values, op=dist.ReduceOp.MIN)
+    return values
+
+
+def _attempt(make: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return make(), None
+    except Exception as error:  # told to the other ranks first, which wait for this one
+        return None, error
+
+
+def _said(error: Exception | None) -> str | None:
+    return None if error is None else str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def _raise_own(error: Exception | None) -> None:
+    """A fault of distrec keeps its traceback, on the rank where it happened."""
+    if error is not None and not isinstance(error, UserError):
+        raise error
+
+
+def _unpack(result: T | None, errors: list[str | None]) -> T:
+    said = [error for error in errors if error]
+    if not said:
+        return result  # type: ignore[return-value]
+    if dist.get_rank() != 0:
+        raise AnotherRankFailed(said[0])
+    raise UserError("\n".join(_with_ranks(errors)))
+
+
+def _with_ranks(errors: list[str | None]) -> list[str]:
+    """The distinct messages, each with its ranks where not all ranks say the same."""
+    ranks: dict[str, list[str]] = {}
+    for rank, error in enumerate(errors):
+        if error:
+            ranks.setdefault(error, []).append(str(rank))
+    alone = len(ranks) == 1 and len(next(iter(ranks.values()))) == len(errors)
+    return [error if alone or len(errors) == 1 else f"rank {', '.join(at)}: {error}" for error, at in ranks.items()]
+
+
+def _device(wanted: str, local_rank: int, local_world: int) -> torch.device:
+    count = torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and count == 0):
+        return torch.device("cpu")
+    if count < local_world:
+        found = f"{count} GPU" + ("" if count == 1 else "s")
+        raise UserError(
+            f"{local_world} ranks on this machine need {local_world} GPUs and it has {found}; "
+            "start fewer ranks (-j) or set train.device=cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

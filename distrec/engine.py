@@ -1,0 +1,194 @@
+"""The model on its ranks: tables sharded, optimizers attached, ready for a pipeline. Training and evaluation share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
+
+from distrec import data, models
+from distrec.batch import Batch
+from distrec.checkpoint import Checkpoints
+from distrec.config.check import check, find_faults
+from distrec.config.layout import Layout, layout
+from distrec.config.schema import Config
+from distrec.data import Dataset, Reader
+from distrec.dist import Ranks, from_first, together
+from distrec.embeddings import plan as plans
+from distrec.embeddings import shard, tables
+from distrec.errors import UserError
+from distrec.evaluate import Evaluation, evaluate
+from distrec.metrics.ranking import RankingMetrics
+from distrec.models.inputs import InputSpec
+from distrec.optim import Optimizers
+from distrec.task import Outputs, RankingHead, RankingTask
+
+
+@dataclass
+class Engine:
+    """What `build` made of a config."""
+
+    config: Config
+    ranks: Ranks
+    layout: Layout
+    plan: ShardingPlan
+    model: DistributedModelParallel
+    optimizers: Optimizers
+
+    @classmethod
+    def build(cls, config: Config, ranks: Ranks) -> Self:
+        """Put the parts together, in the order that TorchRec needs.
+
+        Raises:
+            UserError: the config contradicts itself, the model refuses it, or the tables do not fit.
+        """
+        check(config)
+        torch.manual_seed(config.train.seed)  # the same dense weights on every rank
+        task, features = make_task(config, ranks.device)
+        shard.fuse(task, config.tables, config.optimizer.sparse)
+        plan = from_first(lambda: make_plan(task, config, features, ranks))
+        names = tables.table_names(task)
+        model = shard.shard(task, plan, ranks.device)
+        tables.initialize(shard.local_shards(model), config.tables, config.train.seed)
+        optimizers = Optimizers(model, config.tables, names, config.optimizer, config.train.clip_norm)
+        torch.manual_seed(config.train.seed + ranks.rank)  # from here on, each rank drops out its own units
+        return cls(config, ranks, features, plan, model, optimizers)
+
+    def evaluate(self, outputs: Iterator[Outputs]) -> Evaluation:
+        """Metrics of a stream of outputs over all ranks."""
+        metrics = RankingMetrics(self.config.tasks, self.config.data.group is not None, self.ranks.device)
+        return evaluate(outputs, metrics, dist.group.WORLD)
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint holds: tensors and sharded tensors by name."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "random": {self._random_key(): _random_state(self.ranks.device)},
+        }
+
+    def load(self, checkpoints: Checkpoints, step: int) -> None:
+        """Take the state of a step, saved on any number of ranks with any plan."""
+        self.optimizers.prepare_to_load()
+        state = self.state()
+        same_rank = checkpoints.has(step, f"random.{self._random_key()}.{self.ranks.device.type}")
+        if not same_rank:
+            del state["random"]
+        checkpoints.load(step, state)
+        self.model.load_state_dict(state["model"])
+        self.optimizers.load_state_dict(state["optimizers"], step)
+        if same_rank:
+            _set_random_state(state["random"][self._random_key()], self.ranks.device)
+        else:
+            torch.manual_seed(self.config.train.seed + step * self.ranks.world + self.ranks.rank)
+
+    def ids(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Each id feature of a batch with its ids (N,)."""
+        for jagged in (batch.sparse, batch.sequence):
+            if jagged is not None:
+                yield from ((name, jagged[name].values()) for name in jagged.keys())  # noqa: SIM118
+
+    def features_of_tables(self) -> tuple[dict[str, str], dict[str, int]]:
+        """Feature -> table, and table -> rows."""
+        lookups = (*self.layout.bags, *self.layout.sequences)
+        return {f.name: f.table for f in lookups}, {name: table.rows for name, table in self.config.tables.items()}
+
+    def plan_markdown(self) -> str:
+        """The plan as a table for TensorBoard."""
+        rows = ["| " + " | ".join(row) + " |" for row in plans.describe(self.plan, self.config.tables)]
+        return "\n".join(["| table | shape | sharding | kernel | ranks | weights |", "|---|---|---|---|---|---|", *rows])
+
+    def _random_key(self) -> str:
+        return f"world{self.ranks.world}_rank{self.ranks.rank}"
+
+
+def make_task(config: Config, device: torch.device) -> tuple[RankingTask, Layout]:
+    """The model with its tables on meta and its dense part on `device`."""
+    features = layout(config.features, config.tables)
+    spec = InputSpec(len(features.dense), features.pooled_dims, features.sequence_dims, len(config.tasks))
+    model = models.build(config.model.name, config.model.params, spec).to(device)
+    autocast = torch.bfloat16 if config.train.precision == "bf16" and device.type == "cuda" else None
+    return RankingTask(tables.build(features, config.tables), RankingHead(model, features, config.tasks, autocast)), features
+
+
+def make_plan(task: RankingTask, config: Config, features: Layout, ranks: Ranks) -> ShardingPlan:
+    """The plan for these ranks."""
+    memory = plans.rank_memory(config.embedding.memory, ranks.device, ranks.local_world)
+    cluster = plans.Cluster(ranks.world, ranks.local_world, ranks.device.type, memory)
+    types = plans.allowed_types(features, config.tables, config.embedding.sharding, config.optimizer.sparse, ranks.device.type)
+    return plans.make_plan(task, types, config.tables, cluster, config.data.batch_size)
+
+
+def open_reader(engine: Engine, split: str) -> Reader:
+    """The reader of data.train, data.valid or data.test on this rank; all but train in file order.
+
+    Raises:
+        UserError: a path, a file or a column is not as the config says.
+    """
+    config, ranks = engine.config, engine.ranks
+    dataset = together(lambda: open_split(config, engine.layout, split))
+    training = split == "train"
+    return Reader(
+        dataset,
+        config.data,
+        engine.layout,
+        config.tasks,
+        rank=ranks.rank,
+        world=ranks.world,
+        seed=config.train.seed,
+        batch_size=config.data.batch_size if training else config.data.eval_batch_size,
+        shuffle=None if training else False,
+    )
+
+
+def open_split(config: Config, features: Layout, split: str) -> Dataset:
+    """The files of a split, checked against what the config reads of them."""
+    dataset = data.open_dataset(getattr(config.data, split), data.uses(config.data, features, config.tasks))
+    if split == "train" and dataset.rows < config.data.batch_size:
+        raise UserError(
+            f"data.batch_size = {config.data.batch_size}, but data.train has {dataset.rows} rows in all; make it smaller"
+        )
+    return dataset
+
+
+def validate(config: Config) -> str:
+    """Check all that can be checked on one machine without training; returns what the config describes, in one line.
+
+    Raises:
+        UserError: all faults, one a line.
+    """
+    faults = list(find_faults(config))
+    if faults:  # the model and the data would only repeat them in other words
+        raise UserError("\n".join(faults))
+    features = layout(config.features, config.tables)
+    splits = [split for split in ("train", "valid", "test") if getattr(config.data, split)]
+    rows: dict[str, int] = {}
+    checks = [lambda: make_task(config, torch.device("cpu"))]
+    checks += [lambda split=split: rows.update({split: open_split(config, features, split).rows}) for split in splits]
+    for attempt in checks:
+        try:
+            attempt()
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
+    size = plans.human_bytes(sum(plans.table_bytes(table) for table in config.tables.values()))
+    counted = ", ".join(f"{count:,} rows in data.{split}" for split, count in rows.items())
+    return f"{config.model.name}, {len(config.tables)} tables of {size}, {counted}"
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

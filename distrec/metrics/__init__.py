@@ -1,0 +1,1 @@
+"""What a run measures: ranking quality, speed, and the writer that keeps the numbers."""

@@ -1,0 +1,172 @@
+"""Where a run's numbers go: TensorBoard events and JSON lines, the same numbers in both.
+
+The first part of a tag is one of `train`, `valid`, `test`, `perf` and `system`; several tasks add theirs before the
+metric, as in `valid/click/auc`. The TensorBoard page CUSTOM SCALARS draws the tags named here side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TextIO
+
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from distrec.errors import UserError
+
+JSON_LINES = "metrics.jsonl"
+
+# Charts are regular expressions over tags: `(.*/)?` lets a task's name in.
+LOSS = {"loss": ["Multiline", [r"(train|valid)/(.*/)?loss$"]]}
+QUALITY = {
+    "binary": {
+        "AUC and GAUC": ["Multiline", [r"(train|valid)/(.*/)?g?auc$"]],
+        "normalized entropy": ["Multiline", [r"(train|valid)/(.*/)?ne$"]],
+        "calibration": ["Multiline", [r"(train|valid)/(.*/)?calibration$"]],
+    },
+    "regression": {
+        "RMSE": ["Multiline", [r"(train|valid)/(.*/)?rmse$"]],
+        "MAE": ["Multiline", [r"(train|valid)/(.*/)?mae$"]],
+    },
+}
+SPEED = {
+    "samples a second": ["Multiline", [r"perf/samples_per_s$"]],
+    "share of time waiting for data": ["Multiline", [r"perf/data_wait$"]],
+    "seconds a step": ["Multiline", [r"perf/step_s$"]],
+}
+MEMORY = {"GiB": ["Multiline", [r"system/.*_gib$"]]}
+
+
+class NullWriter:
+    """Writes nothing: for the ranks that are not the first, so that the loop need not ask which one it is on."""
+
+    def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
+        """Nothing."""
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Nothing."""
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Nothing."""
+
+    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Writer(NullWriter):
+    """Writes to `folder`: events for `tensorboard --logdir`, and `metrics.jsonl`, flushed at each call.
+
+    A line of `metrics.jsonl` is one call of `scalars`: `{"step": 50, "time": 1700000000.0, "train/loss": 0.41}`, with
+    `time` in seconds since 1970 and `null` for a number that is NaN or infinite, which JSON cannot say.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        resume_step: int | None = None,
+        kinds: Sequence[Literal["binary", "regression"]] = ("binary",),
+    ):
+        """Start a run, or go on after `resume_step`: what the folder holds of later steps is dropped, for they run again.
+
+        `kinds` are those of the tasks; CUSTOM SCALARS gets their charts and no empty ones of others.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        kept = -1 if resume_step is None else resume_step
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._lines = _open_lines(Path(folder) / JSON_LINES, kept)
+        except OSError as error:
+            raise UserError(f'cannot write metrics to the run folder "{folder}": {error.strerror}; set `folder`') from error
+        self._events = SummaryWriter(str(folder), purge_step=kept + 1)
+        quality = LOSS | {title: chart for kind, charts in QUALITY.items() if kind in kinds for title, chart in charts.items()}
+        self._events.add_custom_scalars({"Quality": quality, "Speed": SPEED, "Memory": MEMORY})
+
+    def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
+        """Write numbers (0-d tensors among them) of one step by tag."""
+        now = time.time()
+        numbers = {tag: float(value) for tag, value in values.items()}
+        line = {"step": step, "time": now} | {tag: n if math.isfinite(n) else None for tag, n in numbers.items()}
+        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+        self._lines.flush()
+        for tag, number in numbers.items():
+            self._events.add_scalar(tag, number, step, now)
+        self._events.flush()
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Show a text, the config say, on TensorBoard's page TEXT."""
+        self._events.add_text(tag, markdown)
+        self._events.flush()
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Show how the finite ones of `values` are distributed: the counts of ids by row of a table, say."""
+        finite = values.detach().double()
+        finite = finite[finite.isfinite()].cpu()
+        if len(finite):
+            self._events.add_histogram(tag, finite, step)
+            self._events.flush()
+
+    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Put the run on TensorBoard's page HPARAMS, which compares runs: a row of settings and final metrics.
+
+        `config` may be nested; its keys are joined by dots. `metrics` are by tag, which `scalars` must have written:
+        the page reads the numbers from there.
+        """
+        # SummaryWriter.add_hparams would put the same into a run of its own, beside this one.
+        for summary in hparams_summaries(_flat(config), dict(metrics)):
+            self._events._get_file_writer().add_summary(summary)
+        self._events.flush()
+
+    def close(self) -> None:
+        """Close both files."""
+        self._lines.close()
+        self._events.close()
+
+
+def _open_lines(path: Path, last_step: int) -> TextIO:
+    """Open for appending, less the lines after `last_step` and those that a crash cut short."""
+    old = path.read_text(errors="replace").splitlines() if path.exists() else []
+    short = path.with_suffix(".jsonl.tmp")
+    short.write_text("".join(f"{line}\n" for line in old if _step(line) <= last_step))
+    short.replace(path)
+    return path.open("a")
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]:
+    """Settings by dotted key, as numbers and strings; what is unset or a list of sections has no cell."""
+    flat: dict[str, float | str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[prefix + key] = value
+        elif value is not None and not _holds_sections(value):
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def _holds_sections(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)

@@ -1,0 +1,206 @@
+"""Everything that moves parameters: the dense optimizer, the fused ones, replicated tables, and the schedule over all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed import DistributedModelParallel
+from torchrec.optim.keyed import KeyedOptimizerWrapper
+
+from distrec.config.schema import DenseOptimizer, Optimizer, Schedule, SparseOptimizer, Table
+
+
+def schedule_factor(schedule: Schedule, step: int) -> float:
+    """Factor on every learning rate for the update number `step` (the first is 0): linear warm-up, then decay."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    if schedule.decay == "none" or schedule.decay_steps is None:
+        return 1.0
+    done = min(1.0, (step - schedule.warmup_steps) / schedule.decay_steps)
+    shape = 1.0 - done if schedule.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return schedule.final_factor + (1.0 - schedule.final_factor) * shape
+
+
+class ReplicatedTables(torch.optim.Optimizer):
+    """The fused kernels' arithmetic for tables that every rank holds whole, and that arrive with dense gradients.
+
+    Rows without gradient stay as they are, moments included, as in FBGEMM's exact optimizers. Slots have the fused
+    optimizers' names and shapes, so a checkpoint moves between plans.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], config: SparseOptimizer):
+        super().__init__(list(parameters), {"lr": config.lr, "eps": config.eps, "betas": config.betas, "step": 0})
+        self._update = UPDATES[config.name]
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self.state[weight] = {
+                    slot: weight.new_zeros(shape(weight), dtype=torch.float32) for slot, shape in SLOTS[config.name]
+                }
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update the rows that have a gradient."""
+        for group in self.param_groups:
+            group["step"] += 1
+            for weight in group["params"]:
+                rows = weight.grad.ne(0).any(dim=1).nonzero().squeeze(1)
+                self._update(weight, rows, weight.grad[rows].float(), self.state[weight], group)
+
+
+def _sgd(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+    weight.index_add_(0, rows, grad.to(weight.dtype), alpha=-group["lr"])
+
+
+def _adagrad(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+    total = state["momentum1"][rows] + grad.square()
+    state["momentum1"][rows] = total
+    weight.index_add_(0, rows, (grad / (total.sqrt() + group["eps"])).to(weight.dtype), alpha=-group["lr"])
+
+
+def _rowwise_adagrad(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+    total = state["momentum1"][rows] + grad.square().mean(dim=1)
+    state["momentum1"][rows] = total
+    weight.index_add_(0, rows, (grad / (total.sqrt() + group["eps"]).unsqueeze(1)).to(weight.dtype), alpha=-group["lr"])
+
+
+def _adam(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+    first, second = group["betas"]
+    mean = state["momentum1"][rows].mul_(first).add_(grad, alpha=1 - first)
+    square = state["momentum2"][rows].mul_(second).addcmul_(grad, grad, value=1 - second)
+    state["momentum1"][rows], state["momentum2"][rows] = mean, square
+    mean, square = mean / (1 - first ** group["step"]), square / (1 - second ** group["step"])
+    weight.index_add_(0, rows, (mean / (square.sqrt() + group["eps"])).to(weight.dtype), alpha=-group["lr"])
+
+
+UPDATES: dict[str, Callable[[Tensor, Tensor, Tensor, dict, dict], None]] = {
+    "sgd": _sgd,
+    "adagrad": _adagrad,
+    "rowwise_adagrad": _rowwise_adagrad,
+    "adam": _adam,
+}
+SLOTS: dict[str, list[tuple[str, Callable[[Tensor], Any]]]] = {
+    "sgd": [],
+    "adagrad": [("momentum1", lambda weight: weight.shape)],
+    "rowwise_adagrad": [("momentum1", lambda weight: weight.shape[:1])],
+    "adam": [("momentum1", lambda weight: weight.shape), ("momentum2", lambda weight: weight.shape)],
+}
+
+
+def dense_optimizer(parameters: Mapping[str, nn.Parameter], config: DenseOptimizer) -> KeyedOptimizerWrapper:
+    """The optimizer of the data-parallel part, its state keyed by parameter name."""
+    adam = partial(torch.optim.Adam if config.name == "adam" else torch.optim.AdamW, betas=config.betas, eps=config.eps)
+    makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adam": adam,
+        "adamw": adam,
+        "adagrad": partial(torch.optim.Adagrad, eps=config.eps),
+        "sgd": partial(torch.optim.SGD, momentum=config.momentum),
+    }
+    make = partial(makers[config.name], lr=config.lr, weight_decay=config.weight_decay)
+    return KeyedOptimizerWrapper(dict(parameters), lambda params: make(params))
+
+
+class Optimizers:
+    """All optimizers of a run as the one object that TorchRec's pipeline drives.
+
+    Sparse rows move inside backward, at the rate set by `zero_grad`; `step` moves the rest. With `skip` set, `step` moves
+    nothing: the batch had no usable loss.
+    """
+
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        tables: Mapping[str, Table],
+        names: Mapping[str, str],
+        config: Optimizer,
+        clip_norm: float | None,
+    ):
+        """`names` maps the parameter names of tables to table names (`distrec.embeddings.tables.table_names`)."""
+        self.steps = 0
+        self.skip = False
+        self._config, self._clip_norm = config, clip_norm
+        self._sparse = {name: tables[name].optimizer or config.sparse for name in names.values()}
+        self._names = names
+        own = {key: p for key, p in model.named_parameters() if not hasattr(p, "_in_backward_optimizers")}
+        self._dense_parameters = {key: p for key, p in own.items() if key not in names}
+        self._dense = dense_optimizer(self._dense_parameters, config.dense) if self._dense_parameters else None
+        self._replicated = {
+            names[key]: ReplicatedTables([p], self._sparse[names[key]]) for key, p in own.items() if key in names
+        }
+        self._fused = model.fused_optimizer
+        self._rates = [(group, self._base_rate(group, key)) for key, group in self._groups()]
+
+    def zero_grad(self) -> None:
+        """Clear gradients and set the learning rates for the coming update."""
+        factor = schedule_factor(self._config.schedule, self.steps)
+        for group, rate in self._rates:
+            group["lr"] = rate * factor
+        self._fused.zero_grad()
+        for optimizer in self._parts():
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        """Clip, and move what the fused optimizers have not moved."""
+        if not self.skip:
+            if self._clip_norm is not None and self._dense_parameters:
+                nn.utils.clip_grad_norm_(self._dense_parameters.values(), self._clip_norm)
+            for optimizer in self._parts():
+                optimizer.step()
+        self.steps += 1
+
+    def learning_rates(self) -> dict[str, float]:
+        """The rates of the next update, for the log."""
+        factor = schedule_factor(self._config.schedule, self.steps)
+        return {"dense": self._config.dense.lr * factor, "sparse": self._config.sparse.lr * factor}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State by parameter and by table, in one form whatever the plan: tensors, or sharded tensors."""
+        tables: dict[str, dict[str, Any]] = {
+            name: dict(optimizer.state[_only(optimizer)]) for name, optimizer in self._replicated.items()
+        }
+        for key, slots in self._fused.state_dict()["state"].items():
+            tables[self._names[key]] = {slot.rsplit(".", 1)[-1]: value for slot, value in slots.items()}
+        return {"dense": self._dense_state(), "tables": {name: slots for name, slots in tables.items() if slots}}
+
+    def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
+        """Take back what `state_dict` gave after `steps` steps. Table slots were loaded in place, into the tensors it gave."""
+        if self._dense is not None:
+            self._dense.load_state_dict(state["dense"])
+        for optimizer in self._replicated.values():
+            optimizer.param_groups[0]["step"] = steps
+        self._fused.set_optimizer_step(steps)
+        self.steps = steps
+
+    def prepare_to_load(self) -> None:
+        """Make the dense optimizer's lazy state exist, so that there is something to load into."""
+        if self._dense is not None:
+            self._dense.init_state()
+
+    def _dense_state(self) -> dict[str, Any]:
+        return self._dense.state_dict() if self._dense is not None else {}
+
+    def _parts(self) -> list[torch.optim.Optimizer]:
+        return [*([self._dense] if self._dense is not None else []), *self._replicated.values()]
+
+    def _groups(self) -> Iterable[tuple[str | None, Any]]:
+        if self._dense is not None:
+            yield from ((None, group) for group in self._dense.param_groups)
+        for name, optimizer in self._replicated.items():
+            yield from ((name, group) for group in optimizer.param_groups)
+        yield from ((_TABLES_OWN, group) for group in self._fused.param_groups)
+
+    def _base_rate(self, group: dict, name: str | None) -> float:
+        if name is None:
+            return self._config.dense.lr
+        return group["lr"] if name == _TABLES_OWN else self._sparse[name].lr
+
+
+_TABLES_OWN = "<fused: the rate that the kernel was built with>"
+
+
+def _only(optimizer: torch.optim.Optimizer) -> Tensor:
+    return optimizer.param_groups[0]["params"][0]

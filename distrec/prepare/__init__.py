@@ -1,0 +1,1 @@
+"""Raw datasets -> Parquet and `dataset.json`. One function a dataset: `synthetic.synthetic`, `movielens.movielens`."""

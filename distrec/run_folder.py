@@ -1,0 +1,60 @@
+"""The folder of a run: who may write into it, and what it holds beside checkpoints and metrics."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from distrec.config.load import dump, parse
+from distrec.config.schema import Config
+from distrec.errors import UserError
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+SUMMARY = "summary.json"
+
+
+def claim(config: Config, resume: str | None) -> Path:
+    """Make the run folder, or enter one to go on.
+
+    Args:
+        config: names the folder.
+        resume: None for a new run; `newest` to go on; `auto` to go on if there is something to go on from.
+
+    Raises:
+        UserError: a new run into a folder that holds one, or `newest` where there is none.
+    """
+    folder = Path(config.run_folder)
+    holds_one = (folder / CONFIG).exists()
+    if holds_one and resume is None:
+        raise UserError(
+            f"{folder} holds a run already; go on with it (--resume), name another folder (folder=runs/NAME), or remove it"
+        )
+    if resume == "newest" and not holds_one:
+        raise UserError(f"there is no run in {folder} to resume; start it without --resume")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(dump(config), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the run folder {folder} cannot be written: {error.strerror}; set `folder`") from None
+    return folder
+
+
+def saved_config(folder: Path, overrides: list[str]) -> Config:
+    """The config that a run was trained with, with overrides on top."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise UserError(f"{folder} is no run folder: it has no {CONFIG}; name the folder that `distrec train` printed")
+    return parse(json.loads(path.read_text(encoding="utf-8")), overrides, source=str(path))
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Final numbers, for scripts."""
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2, default=str), encoding="utf-8")
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free where the run writes."""
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,188 @@
+"""What a person sees: progress bars, tables, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichBar
+from rich.table import Table as RichTable
+
+from distrec.config.schema import Config
+from distrec.log import Progress
+
+if TYPE_CHECKING:
+    from distrec.engine import Engine
+    from distrec.prepare.output import Prepared
+    from distrec.trainer import Report
+
+console = Console(highlight=False, soft_wrap=True)
+LINE_EVERY_S = 5.0
+
+
+def progress_for(first: bool) -> Progress:
+    """A bar on a terminal, lines in a log, nothing on ranks that are not the first."""
+    if not first:
+        return Progress()
+    return Bar() if sys.stdout.isatty() else Lines()
+
+
+def _facts(facts: Mapping[str, float]) -> str:
+    shown = (
+        ("train/loss", "loss {:.4f}"),
+        ("train/auc", "auc {:.4f}"),
+        ("train/rmse", "rmse {:.4f}"),
+        ("perf/samples_per_s", "{:,.0f} samples/s"),
+    )
+    return ", ".join(text.format(facts[tag]) for tag, text in shown if tag in facts and math.isfinite(facts[tag]))
+
+
+class Bar(Progress):
+    """A live progress bar."""
+
+    def start(self, done: int, total: int) -> None:
+        """Show it."""
+        self._bar = RichBar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("training", total=total, completed=done, facts="")
+        self._bar.start()
+
+    def step(self, done: int, facts: Mapping[str, float]) -> None:
+        """Move it."""
+        self._bar.update(self._task, completed=done, description="training", facts=_facts(facts))
+
+    def phase(self, name: str) -> None:
+        """Name what goes on."""
+        self._bar.update(self._task, description=name)
+
+    def stop(self) -> None:
+        """Leave it as it stands."""
+        self._bar.stop()
+
+
+class Lines(Progress):
+    """A line with a bar every few seconds: for logs, and for output that passes through TorchX."""
+
+    def start(self, done: int, total: int) -> None:
+        """Begin to count."""
+        self._total, self._first, self._began = total, done, time.monotonic()
+        self._said = self._began
+
+    def step(self, done: int, facts: Mapping[str, float]) -> None:
+        """Say where training is, if it has been a while."""
+        now = time.monotonic()
+        if now - self._said < LINE_EVERY_S and done < self._total:
+            return
+        self._said = now
+        filled = 24 * done // max(1, self._total)
+        left = (now - self._began) / max(1, done - self._first) * (self._total - done)
+        console.print(
+            f"[{'#' * filled}{'-' * (24 - filled)}] {done}/{self._total} steps, {_duration(left)} left, {_facts(facts)}",
+            markup=False,
+        )
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a count that is known as it goes: call it with (done, total); 0 for an unknown total."""
+    shown = RichBar(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True)
+    task = shown.add_task(what, total=None, visible=False)
+    with shown:
+        yield lambda done, total: shown.update(task, completed=done, total=total or None, visible=True)
+
+
+def prepared(result: Prepared) -> None:
+    """Say what `distrec prepare` wrote."""
+    rows = ", ".join(f"{split} {count:,}" for split, count in result.rows.items())
+    console.print(f"wrote {result.folder}: {rows} rows; {result.description.name} describes the columns")
+
+
+def plan_table(engine: Engine) -> None:
+    """The sharding plan."""
+    from distrec.embeddings.plan import describe
+
+    table = RichTable(title="embedding tables", title_justify="left")
+    for name in ("table", "shape", "sharding", "kernel", "ranks", "weights"):
+        table.add_column(name, justify="right" if name in ("shape", "weights") else "left")
+    for row in describe(engine.plan, engine.config.tables):
+        table.add_row(*row)
+    console.print(table)
+
+
+def metrics_table(title: str, metrics: Mapping[str, float]) -> None:
+    """Metrics by name."""
+    _pairs(title, [(name, f"{value:.5g}") for name, value in metrics.items()])
+
+
+def report(outcome: Report, config: Config, config_path: str, overrides: Sequence[str]) -> None:
+    """How a run ended, where its time went, and what to do next."""
+    rows = [(tag, f"{value:.5f}") for tag, value in outcome.metrics.items()]
+    rows += [(name, f"{value:.5f}") for name, value in _known_best(config).items()]
+    rows += [(tag, _rate(tag, value)) for tag, value in outcome.throughput.items()]
+    rows += [(f"time/{phase}", _duration(seconds)) for phase, seconds in outcome.seconds.items()]
+    _pairs(f"{config.name}: {_ending(outcome)}", rows)
+    words = " ".join([config_path, *overrides])
+    console.print("Next:")
+    for what, command in (
+        ("look at it", f"tensorboard --logdir {config.run_folder}"),
+        ("score it again", f"distrec evaluate {config.run_folder}"),
+        ("go on with it", f"distrec train {words} --resume"),
+    ):
+        console.print(f"  {what + ':':<16}{command}", markup=False)
+    console.print("  your own data:  README.md, “Your own data”")
+
+
+def _ending(outcome: Report) -> str:
+    steps = f"{outcome.steps} of {outcome.total_steps} steps"
+    if outcome.stopped_by:
+        return f"stopped by {outcome.stopped_by} after {steps}, saved"
+    if outcome.early:
+        return f"stopped early after {steps}, no longer improving"
+    return steps
+
+
+def _known_best(config: Config) -> dict[str, float]:
+    """What no model can beat on the validation rows, where the data says so."""
+    for path in config.data.valid[:1]:
+        try:
+            facts = json.loads((Path(path).parent / "dataset.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return {"valid/auc of the true probabilities": facts["bayes_auc"]} if "bayes_auc" in facts else {}
+    return {}
+
+
+def _rate(tag: str, value: float) -> str:
+    if tag.endswith("data_wait"):
+        return f"{value:.1%}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.4f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
+def _pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    table = RichTable(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
