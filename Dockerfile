@@ -14,7 +14,7 @@ RUN apt-get update \
 # From what changes least to what changes most: torch alone is most of the image, so a change elsewhere must not move it.
 WORKDIR /app
 COPY requirements/torch-${DEVICE}.txt requirements/
-RUN pip install --requirement requirements/torch-${DEVICE}.txt
+RUN pip install --no-deps --requirement requirements/torch-${DEVICE}.txt
 # A closed set: a resolver would add the other distribution of FBGEMM, which does not load beside this one.
 COPY requirements/${DEVICE}.txt requirements/
 RUN pip install --no-deps --requirement requirements/${DEVICE}.txt

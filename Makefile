@@ -39,6 +39,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_floors.py
 
 test: check
 	$(BIN)/python -m pytest -q -m "not slow"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
@@ -17,13 +20,15 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
-from distrec.dist import Ranks, from_first, together
+from distrec.dist import Ranks, from_first, refuse, together
 from distrec.errors import UserError
 from distrec.log import logger
 
 MANIFEST = "manifest.json"
+BEST = "best.json"
 FORMAT = 1
 CHUNK = 2**24
+ABSENT = "absent"
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Manifest:
 
     step: int
     world: int
-    model: str  # distrec.config.load.fingerprint of the run's config
+    model: dict  # distrec.config.load.structure of the run's config
     data: str  # Reader.fingerprint
     position: dict  # Position.to_json
     progress: dict  # what the loop remembers: best metric, evaluations without a better one
@@ -49,8 +54,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a manifest, oldest first."""
-        found = self.folder.glob(f"step-*/{MANIFEST}")
-        return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+        names = (path.parent.name for path in self.folder.glob(f"step-*/{MANIFEST}"))
+        return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name)))
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
@@ -67,23 +72,32 @@ class Checkpoints:
         try:
             save_shards(state, storage_writer=FileSystemWriter(target, single_file_per_rank=True, sync_files=True))
         except (CheckpointException, OSError) as error:
-            from_first(lambda: shutil.rmtree(target, ignore_errors=True))
-            raise UserError(self._not_saved(manifest.step, error)) from None
+            from_first(partial(self._give_up, manifest.step, error))
         files = self._checksums(target)
-        from_first(lambda: _write_manifest(target, Manifest(**{**asdict(manifest), "files": files})))
-        from_first(lambda: self._prune(best))
+        from_first(lambda: self._finish(replace(manifest, files=files)))
+        from_first(lambda: self._prune(manifest.step, best))
         return target
 
-    def newest(self) -> int | None:
-        """The newest step whose files are all as its manifest says; damaged ones are passed over with a warning."""
-        for step in reversed(from_first(self.steps)):
+    def amend(self, step: int, progress: dict) -> None:
+        """Give the checkpoint of a step what the loop has learned since it was saved: how its evaluation went."""
+        from_first(lambda: _write_manifest(self.path(step), replace(_read_manifest(self.path(step)), progress=progress)))
+
+    def newest(self) -> Manifest | None:
+        """The newest checkpoint whose files are all as its manifest says; damaged ones are passed over with a warning.
+
+        Raises:
+            UserError: there are checkpoints and all are damaged.
+        """
+        steps, damage = from_first(self.steps), []
+        for step in reversed(steps):
             try:
-                self.read_manifest(step)
+                return self.read_manifest(step)
             except UserError as error:
+                damage.append(str(error))
                 if self._ranks.first:
                     logger.warning("passing over a damaged checkpoint: %s", error)
-            else:
-                return step
+        if steps:
+            refuse(f"no checkpoint in {self.folder} is whole; remove that folder to start over. {damage[0]}")
         return None
 
     def read_manifest(self, step: int) -> Manifest:
@@ -102,15 +116,16 @@ class Checkpoints:
         try:
             load_shards(state, storage_reader=reader)
         except CheckpointException as error:
-            raise UserError(f"checkpoint {self.path(step)} does not fit this run: {_cause(error)}") from None
+            refuse(f"checkpoint {self.path(step)} does not fit this run: {_cause(error)}")
 
     def has(self, step: int, key: str) -> bool:
         """Whether the checkpoint holds an entry under a dotted key."""
         return key in FileSystemReader(self.path(step)).read_metadata().state_dict_metadata
 
-    def mark_best(self, step: int, metrics: dict[str, float]) -> None:
-        """Remember which checkpoint is the best one."""
-        from_first(lambda: _replace(self.folder / "best.json", {"step": step, "metrics": metrics}))
+    def mark_best(self, step: int | None, metrics: Mapping[str, float]) -> None:
+        """Remember which checkpoint is the best one; None: none is."""
+        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        from_first(lambda: _replace(self.folder / BEST, {"step": step, "metrics": numbers}))
 
     def best(self) -> int | None:
         """The step that `mark_best` named last, if its checkpoint stands."""
@@ -131,23 +146,53 @@ class Checkpoints:
     def _verify(self, target: Path, manifest: Manifest) -> None:
         for name in sorted(manifest.files)[self._ranks.rank :: self._ranks.world]:
             path = target / name
-            if not path.exists():
-                raise UserError(f"checkpoint file {path} is missing")
-            if _checksum(path) != tuple(manifest.files[name]):
+            try:
+                found = _checksum(path)
+            except OSError as error:
+                raise UserError(f"checkpoint file {path} cannot be read: {error.strerror}") from None
+            if found != tuple(manifest.files[name]):
                 raise UserError(f"checkpoint file {path} is damaged: its size or crc32 is not what the manifest says")
 
-    def _not_saved(self, step: int, error: BaseException) -> str:
+    def _finish(self, manifest: Manifest) -> None:
+        try:
+            _write_manifest(self.path(manifest.step), manifest)
+        except UserError as error:
+            self._give_up(manifest.step, error)
+
+    def _give_up(self, step: int, error: BaseException) -> NoReturn:
+        # Before there is room again, and said because torch's writer hides what the system told it.
+        free = shutil.disk_usage(self.folder).free / 2**20
+        shutil.rmtree(self.path(step), ignore_errors=True)
         left = self.steps()
         stands = f"the checkpoint of step {left[-1]} stands" if left else "there is no older one"
-        return (
-            f"the checkpoint of step {step} could not be written to {self.folder}: {_cause(error)}; {stands}. "
-            "Make room, then go on with --resume"
-        )
+        raise UserError(
+            f"the checkpoint of step {step} could not be written to {self.folder}, where {free:,.0f} MiB were free: "
+            f"{_cause(error)}; {stands}. Make room, then go on with --resume"
+        ) from None
 
-    def _prune(self, best: int | None) -> None:
-        for step in self.steps()[: -self._keep]:
+    def _prune(self, newest: int, best: int | None) -> None:
+        """Later ones than the newest are damaged, or of a future that will be trained anew: they take no one's place."""
+        for step in [step for step in self.steps() if step <= newest][: -self._keep]:
             if step != best:
                 _remove(self.path(step))
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where two configs part, each as `tables.user.dim (8, now 16)`."""
+    before, after = dict(_flat(saved)), dict(_flat(now))
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key, ABSENT) != after.get(key, ABSENT))
+    return [f"{key} ({before.get(key, ABSENT)}, now {after.get(key, ABSENT)})" for key in keys]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted key; items of a list by their name where they have one."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
+        value = {item["name"]: item for item in value}
+    if not isinstance(value, Mapping):
+        yield prefix, value
+        return
+    for key, inner in value.items():
+        yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
 
 
 def _clear(target: Path) -> None:
@@ -166,42 +211,49 @@ def _remove(target: Path) -> None:
 
 
 def _write_manifest(target: Path, manifest: Manifest) -> None:
-    try:
-        _replace(target / MANIFEST, asdict(manifest))
-    except OSError as error:
-        raise UserError(f"cannot write {target / MANIFEST}: {error.strerror}") from None
+    values = asdict(manifest)
+    _replace(target / MANIFEST, {"crc32": _crc32_of(values)} | values)
 
 
 def _replace(path: Path, value: dict) -> None:
     """Write JSON so that the path holds all of it or what it held before, through a power cut too."""
     part = path.with_suffix(".tmp")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _read_manifest(target: Path) -> Manifest:
     path = target / MANIFEST
-    if not path.exists():
-        raise UserError(f"{target} is not a checkpoint: it has no {MANIFEST}, which is written last")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
             raise UserError(f"{path} has format {values.get('format')}; this distrec reads format {FORMAT}")
+        if values.pop("crc32", None) != _crc32_of(values):
+            raise UserError(f"{path} is damaged: its crc32 is not that of what it says")
         return Manifest(**values)
-    except (ValueError, TypeError, OSError) as error:
+    except FileNotFoundError:
+        raise UserError(f"{target} is not a checkpoint: it has no {MANIFEST}, which is written last") from None
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _crc32_of(values: dict) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _read_best(folder: Path, steps: list[int]) -> int | None:
     try:
-        step = json.loads((folder / "best.json").read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError):
+        step = json.loads((folder / BEST).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return step if step in steps else None
 
@@ -215,8 +267,8 @@ def _checksum(path: Path) -> tuple[int, int]:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason, in one line."""
+    """The innermost reason, in one line; of several ranks, the first's."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, failure = sorted(error.failures.items())[0]
-        return f"rank {rank}: {str(failure[0]).splitlines()[0]}"
+        return f"rank {rank}: {_cause(failure[0])}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from distrec.config.schema import Config
-
 if TYPE_CHECKING:
+    from distrec.config.schema import Config
     from distrec.dist import Ranks
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes longer to import than all the rest of --help
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train recommendation models with embedding tables sharded over GPUs and nodes.",
 )
-prepare = typer.Typer(no_args_is_help=True, help="Turn a raw dataset into Parquet and dataset.json.")
+prepare = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn a raw dataset into Parquet and dataset.json.")
 app.add_typer(prepare, name="prepare")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="the run's TOML file", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="train.epochs=3 data.batch_size=1024", show_default=False)
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="train.epochs=3 data.batch_size=1024", show_default=False)
 ]
 Out = Annotated[Path, typer.Option(help="folder to write into", show_default=False)]
 Source = Annotated[Path | None, typer.Option(help="the publisher's zip, or its folder; default: download it")]
@@ -43,12 +43,14 @@ def train(
         Literal["newest", "auto"] | None, typer.Option(metavar="[auto]", help="go on with the run; `auto`: or start it")
     ] = None,
 ) -> None:
-    """Train, evaluate and save a model; on this process, or as one rank of those that TorchX or torchrun started."""
+    """Train, evaluate and save a model. It runs in this process, or as one rank of those that TorchX or torchrun started."""
+    from distrec import run_folder
     from distrec.config.load import load
     from distrec.screen import plan_table, progress_for, report
 
     run = load(config, overrides or [])
-    with _ranks(run) as ranks:
+    folder = Path(run.run_folder)
+    with _ranks(run, folder) as ranks, run_folder.given_back_if_unused(folder):
         from distrec.trainer import build
 
         trainer = build(run, ranks, resume, progress_for(ranks.first))
@@ -63,7 +65,7 @@ def train(
 
 @app.command()
 def check(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Report every fault of a config, its model and its data, without training."""
+    """Report every fault of a config, its model and its data. Nothing is trained."""
     import rich
 
     from distrec import log
@@ -88,7 +90,7 @@ def evaluate(
     from distrec.screen import metrics_table
 
     config = run_folder.saved_config(run, overrides or [])
-    with _ranks(config) as ranks:
+    with _ranks(config, run) as ranks:
         from distrec.trainer import score
 
         at, result = score(config, ranks, run, split, step)
@@ -97,13 +99,13 @@ def evaluate(
 
 
 @contextmanager
-def _ranks(config: Config) -> Iterator[Ranks]:
-    """Join the run's ranks, with logs, and leave them at the end."""
+def _ranks(config: Config, folder: Path) -> Iterator[Ranks]:
+    """Join the run's ranks, with logs in the run folder, and leave them at the end."""
     from distrec import dist, log
 
     log.quiet_dependencies()
     ranks = dist.start(config.train.device, config.train.timeout_s)
-    log.setup(ranks.rank, Path(config.run_folder) / "logs")
+    log.setup(ranks.rank, folder / "logs")
     yield ranks
     dist.stop()
 
@@ -116,7 +118,7 @@ def synthetic(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Criteo-shaped rows with a planted signal, whose best possible AUC is known."""
+    """Criteo-shaped rows with a planted signal. Their best possible AUC is known."""
     from distrec.prepare.synthetic import synthetic as write
     from distrec.screen import bar, prepared
 

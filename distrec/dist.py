@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -77,6 +77,11 @@ def together(make: Callable[[], T]) -> T:
     dist.all_gather_object(everyone, _said(error))
     _raise_own(error)
     return _unpack(result, everyone)
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise what every rank has found and calls this for, as a `UserError` that is said once."""
+    raise UserError(message) if dist.get_rank() == 0 else AnotherRankFailed(message)
 
 
 def lowest(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ HIGHER_IS_BETTER = {"auc", "gauc"}
 class Evaluation:
     """What came out, the same on every rank."""
 
-    metrics: dict[str, float]  # as RankingMetrics.compute, and `loss`, the objective per row
+    metrics: dict[str, float]  # as RankingMetrics.compute, and `loss`, what training minimizes
     rows: int
     warnings: list[str]
 
@@ -31,14 +31,24 @@ def evaluate(
     for output in outputs:
         metrics.update(output["logits"], output["labels"], output["weights"], output.get("groups"))
     numbers = metrics.compute(ranks)
+    numbers = {"loss": _objective(metrics, numbers)} | numbers
     evidence = metrics.evidence(ranks)
     return Evaluation(numbers, evidence[0].rows, [warning for each in evidence for warning in suspicions(each, numbers)])
 
 
+def _objective(metrics: RankingMetrics, numbers: Mapping[str, float]) -> float:
+    """The training loss without a model's auxiliary terms: what each task minimizes, by the tasks' weights."""
+    minimized = {"binary": "logloss", "regression": "mse"}
+    return sum(task.weight * numbers[metrics.prefix(task) + minimized[task.kind]] for task in metrics.tasks)
+
+
 def better(value: float, best: float | None, name: str) -> bool:
-    """Whether `value` of the metric `name` beats the best so far; NaN never does."""
+    """Whether `value` of the metric `name` beats the best so far; NaN never does. Calibration is best at 1."""
     if value != value:
         return False
     if best is None or best != best:
         return True
-    return value > best if name.rsplit("/", 1)[-1] in HIGHER_IS_BETTER else value < best
+    metric = name.rsplit("/", 1)[-1]
+    if metric == "calibration":
+        return abs(value - 1) < abs(best - 1)
+    return value > best if metric in HIGHER_IS_BETTER else value < best

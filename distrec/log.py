@@ -9,20 +9,26 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from distrec.errors import UserError
+
 logger = logging.getLogger("distrec")
 
 # Messages of dependencies that a user can do nothing about: (category, start of the message). pytest uses the same list.
 DEPENDENCY_WARNINGS = [
     (DeprecationWarning, "\x1b[93m"),  # fbgemm_gpu, on an import of its own, in yellow
+    (DeprecationWarning, "`torch.jit."),  # is deprecated, says torch.distributed.optim of its own import
     (FutureWarning, "HeuristicalStorageReservation is known to cause issues"),
     (FutureWarning, "Please use DTensor instead and we are deprecating ShardedTensor"),
     (FutureWarning, "`broadcast_buffers` is deprecated"),
     (FutureWarning, "`torch.distributed.reduce_scatter_tensor` is deprecated"),
     (FutureWarning, "`torch.distributed.all_gather_into_tensor` is deprecated"),
-    (FutureWarning, "The `check_fn` argument is deprecated"),
-    (UserWarning, "torch.distributed is disabled, unavailable or uninitialized"),
-    (UserWarning, "TORCH_CUDA_ARCH_LIST is not set"),
+    (UserWarning, "fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel was not registered"),
 ]
+# The same of what they log with the root logger.
+DEPENDENCY_MESSAGES = (
+    "Sharding spec not found",  # replicated tables have none
+    "Could not determine LOCAL_WORLD_SIZE",  # a process on its own was started by no agent that would have set it
+)
 
 
 class Progress:
@@ -47,22 +53,39 @@ def quiet_dependencies() -> None:
         warnings.filterwarnings("ignore", message=re.escape(message), category=category)
     for name in ("torchrec", "torch.distributed", "torch.fx", "torch.nn.parallel", "fbgemm_gpu"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger().addFilter(
-        lambda record: "Sharding spec not found" not in record.getMessage()
-    )  # replicated tables have none
+    logging.getLogger().addFilter(_is_news)
 
 
 def setup(rank: int, folder: Path | None = None) -> None:
-    """Send rank 0's messages to stderr, every rank's warnings too, and all of them to `folder`/rank-N.log."""
+    """Send rank 0's messages to stdout, every rank's warnings to stderr, and all of them to `folder`/rank-N.log.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    screen = logging.StreamHandler(sys.stderr)
-    screen.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    screen.setFormatter(logging.Formatter("%(message)s"))
-    handlers: list[logging.Handler] = [screen]
-    if folder is not None:
+    screen = _Screen(logging.INFO if rank == 0 else logging.WARNING)
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers = [screen] if folder is None else [screen, _file(rank, folder)]
+
+
+def _file(rank: int, folder: Path) -> logging.Handler:
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / f"rank-{rank}.log")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers.append(file)
-    logger.handlers = handlers
+        file = logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write logs to {folder}: {error.strerror}; set `folder` to where you can") from None
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return file
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(DEPENDENCY_MESSAGES)
+
+
+class _Screen(logging.Handler):
+    """Messages to whatever stdout and stderr are at the time: a live progress bar takes their place while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stdout if record.levelno < logging.WARNING else sys.stderr, flush=True)

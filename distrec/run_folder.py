@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,41 @@ def claim(config: Config, resume: str | None) -> Path:
         )
     if resume == "newest" and not holds_one:
         raise UserError(f"there is no run in {folder} to resume; start it without --resume")
+    if not holds_one:
+        write_config(folder, config)
+    return folder
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Keep the config that the run goes on with.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(dump(config), encoding="utf-8")
     except OSError as error:
         raise UserError(f"the run folder {folder} cannot be written: {error.strerror}; set `folder`") from None
-    return folder
+
+
+@contextmanager
+def given_back_if_unused(folder: Path) -> Iterator[None]:
+    """When the run within fails before it has anything to keep, take back its claim: the mended run starts without ado."""
+    held_before = (folder / CONFIG).exists()
+    try:
+        yield
+    except BaseException:
+        if not held_before and not _has_results(folder):
+            (folder / CONFIG).unlink(missing_ok=True)
+        raise
+
+
+def _has_results(folder: Path) -> bool:
+    from distrec.metrics.writer import JSON_LINES  # here, because it brings torch, which other uses of this module do not
+
+    numbers = folder / JSON_LINES
+    return any((folder / CHECKPOINTS).glob("step-*")) or (numbers.exists() and numbers.stat().st_size > 0)
 
 
 def saved_config(folder: Path, overrides: list[str]) -> Config:
@@ -47,14 +77,13 @@ def saved_config(folder: Path, overrides: list[str]) -> Config:
     path = folder / CONFIG
     if not path.exists():
         raise UserError(f"{folder} is no run folder: it has no {CONFIG}; name the folder that `distrec train` printed")
-    return parse(json.loads(path.read_text(encoding="utf-8")), overrides, source=str(path))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return parse(values, overrides, source=str(path))
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Final numbers, for scripts."""
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2, default=str), encoding="utf-8")
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free where the run writes."""
-    return shutil.disk_usage(folder).free

@@ -91,10 +91,8 @@ class Lines(Progress):
         self._said = now
         filled = 24 * done // max(1, self._total)
         left = (now - self._began) / max(1, done - self._first) * (self._total - done)
-        console.print(
-            f"[{'#' * filled}{'-' * (24 - filled)}] {done}/{self._total} steps, {_duration(left)} left, {_facts(facts)}",
-            markup=False,
-        )
+        said = filter(None, (f"{done}/{self._total} steps", f"{_duration(left)} left", _facts(facts)))
+        console.print(f"[{'#' * filled}{'-' * (24 - filled)}] {', '.join(said)}", markup=False)
 
 
 @contextmanager
@@ -133,7 +131,7 @@ def report(outcome: Report, config: Config, config_path: str, overrides: Sequenc
     """How a run ended, where its time went, and what to do next."""
     rows = [(tag, f"{value:.5f}") for tag, value in outcome.metrics.items()]
     rows += [(name, f"{value:.5f}") for name, value in _known_best(config).items()]
-    rows += [(tag, _rate(tag, value)) for tag, value in outcome.throughput.items()]
+    rows += [(tag, _rate(tag, value)) for tag, value in outcome.throughput.items() if math.isfinite(value)]
     rows += [(f"time/{phase}", _duration(seconds)) for phase, seconds in outcome.seconds.items()]
     _pairs(f"{config.name}: {_ending(outcome)}", rows)
     words = " ".join([config_path, *overrides])

@@ -11,7 +11,8 @@ from distrec.log import DEPENDENCY_WARNINGS
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error")
     for category, message in DEPENDENCY_WARNINGS:
-        config.addinivalue_line("filterwarnings", f"ignore:{re.escape(message)}:{category.__name__}")
+        start = re.escape(message).replace(":", r"\x3a")  # a colon would end the field
+        config.addinivalue_line("filterwarnings", f"ignore:{start}:{category.__name__}")
 
 
 @pytest.fixture(scope="session")

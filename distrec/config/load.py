@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 
@@ -46,15 +45,25 @@ def dump(config: Config) -> str:
     return config.model_dump_json(indent=2)
 
 
-def fingerprint(config: Config) -> str:
-    """Short hash of what a checkpoint's tensors depend on: tables, features, tasks, model and optimizers' kinds."""
-    parts = config.model_dump(mode="json", include={"features", "tasks", "model"})
-    parts["tables"] = {
-        name: [table.rows, table.dim, table.precision, (table.optimizer or config.optimizer.sparse).name]
+def structure(config: Config) -> dict[str, Any]:
+    """What a checkpoint's tensors depend on, and what they mean: features, tasks, model, tables and kinds of optimizers.
+
+    Left out is what a run may change when it goes on: rates, weights, and what becomes of values that are missing or bad.
+    """
+    free = {"dense": {"__all__": {"null"}}, "sparse": {"__all__": {"out_of_range"}}, "sequence": {"__all__": {"out_of_range"}}}
+    parts = config.model_dump(
+        mode="json", include={"features", "tasks", "model"}, exclude={"features": free, "tasks": {"__all__": {"weight"}}}
+    )
+    tables = {
+        name: {
+            "rows": table.rows,
+            "dim": table.dim,
+            "precision": table.precision,
+            "optimizer": (table.optimizer or config.optimizer.sparse).name,
+        }
         for name, table in config.tables.items()
     }
-    parts["dense_optimizer"] = config.optimizer.dense.name
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return parts | {"tables": tables, "optimizer": {"dense": config.optimizer.dense.name}}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -66,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is a folder; name one config file in it{_neighbours(path / 'x')}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config file {path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what Python itself refuses: endless digits, nesting
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -84,23 +93,18 @@ def _apply(values: dict[str, Any], override: str) -> None:
     at: Any = values
     for depth, part in enumerate(path):
         at = _step(at, part, ".".join(path[: depth + 1]), override)
-    if isinstance(at, list):
-        at[_index(at, last, key, override)] = _value(text)
-    else:
-        at[last] = _value(text)
+    at[_index(at, last, key.strip(), override) if isinstance(at, list) else last] = _value(text)
 
 
 def _step(at: Any, part: str, where: str, override: str) -> Any:
-    if isinstance(at, list):
-        return at[_index(at, part, where, override)]
-    inner = at.setdefault(part, {})
+    inner = at[_index(at, part, where, override)] if isinstance(at, list) else at.setdefault(part, {})
     if not isinstance(inner, dict | list):
         raise UserError(f"override {override!r}: {where} is {inner!r}, which has no keys")
     return inner
 
 
 def _index(at: list, part: str, where: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(at):
+    if not part.isdecimal() or int(part) >= len(at):
         raise UserError(f"override {override!r}: {where} must be an index below {len(at)}, for the list that stands there")
     return int(part)
 
@@ -109,7 +113,7 @@ def _value(text: str) -> Any:
     """A TOML value where the text is one, else the text itself: `lr=0.1`, `epochs=3`, `device=cpu`."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -139,17 +143,15 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def _keys_at(section: Any, loc: Sequence[Any]) -> list[str]:
     """The keys that the schema knows at a place, following model fields, dict values and list items."""
-    for part in loc:
+    parts = iter(loc)
+    for part in parts:
+        field = section.model_fields.get(part)
+        section = _section_in(field.annotation) if field else None
         if section is None:
             return []
-        section = _inner(section, part)
-    return list(section.model_fields) if section is not None else []
-
-
-def _inner(section: type[Section], part: Any) -> Any:
-    if not isinstance(part, str) or part not in section.model_fields:
-        return section  # a table's name or a list's index: the section is already that of the items
-    return _section_in(section.model_fields[part].annotation)
+        if get_origin(field.annotation) in (dict, tuple):
+            next(parts, None)  # a table's name or a list's index: the section is already that of the items
+    return list(section.model_fields)
 
 
 def _section_in(annotation: Any) -> Any:

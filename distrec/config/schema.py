@@ -6,6 +6,7 @@ validators; rules that join sections live in `distrec.config.check`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -22,6 +23,7 @@ ShardingType = Literal[
     "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard"
 ]
 ShardingTypes = Annotated[tuple[ShardingType, ...], OneOrMore]
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]B)", re.IGNORECASE)  # "12GB"
 
 
 class Section(BaseModel):
@@ -189,7 +191,7 @@ class Train(Section):
 
     epochs: PositiveInt | None = Field(default=None, description="passes over data.train; default 1 when steps is not given")
     steps: PositiveInt | None = Field(default=None, description="stop after this many steps, whatever the epoch")
-    seed: Count = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda when there is one")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast type of the dense part; bf16 on GPU only")
     clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm of the dense part")
@@ -222,6 +224,13 @@ class Embedding(Section):
     sharding: ShardingTypes = Field(
         default=(), description="sharding types the planner may use for tables that name none; empty: any"
     )
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _memory_is_a_size(cls, memory: Any) -> Any:
+        if memory is not None and not SIZE.fullmatch(str(memory).strip()):
+            raise ValueError(f"{memory!r} is no size; write it as '12GB', with one of KB, MB, GB, TB")
+        return memory
 
 
 class Config(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
 
 from distrec.config.layout import Layout
-from distrec.config.schema import SparseOptimizer, Table
+from distrec.config.schema import SIZE, SparseOptimizer, Table
 from distrec.errors import UserError
 
 # A plan must not change what is learned. Row-wise Adagrad averages over a row's columns, and a column shard has only some.
@@ -177,11 +178,7 @@ def human_bytes(count: float) -> str:
 
 
 def rank_memory(setting: str | None, device: torch.device, local_world: int) -> int:
-    """Bytes a rank may use for tables: what the config says, else what this machine has free, shared by its ranks.
-
-    Raises:
-        UserError: the setting is no size.
-    """
+    """Bytes a rank may use for tables: what the config says (`embedding.memory`), else its share of what is free here."""
     if setting is not None:
         return _parse_bytes(setting)
     if device.type == "cuda":
@@ -190,16 +187,20 @@ def rank_memory(setting: str | None, device: torch.device, local_world: int) -> 
 
 
 def _parse_bytes(text: str) -> int:
-    number, unit = text.strip()[:-2], text.strip()[-2:].upper()
+    size = SIZE.fullmatch(text.strip())
+    assert size is not None, f"the schema lets no {text!r} through"
+    return int(float(size[1]) * UNITS[size[2].upper()])
+
+
+def _free_host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Free bytes of the machine, or of the container where that has a limit of its own (cgroup v2)."""
+    lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
+    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     try:
-        return int(float(number) * UNITS[unit])
-    except (KeyError, ValueError):
-        raise UserError(f'embedding.memory = "{text}" is no size; write it as "12GB", with one of {", ".join(UNITS)}') from None
-
-
-def _free_host_memory() -> int:
-    with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        limit, used = ((cgroup / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return machine
+    return machine if limit == "max" else min(machine, max(0, int(limit) - int(used)))
 
 
 def _topology(cluster: Cluster) -> Topology:
@@ -219,7 +220,8 @@ def _does_not_fit(tables: Mapping[str, Table], cluster: Cluster, reason: str) ->
     sizes = "; ".join(f"{name}: {t.rows:,} x {t.dim} {t.precision} = {human_bytes(table_bytes(t))}" for name, t in largest)
     return (
         f"the tables do not fit: weights of {human_bytes(total)}, optimizer state and buffers besides, "
-        f"on {cluster.world} ranks with {human_bytes(cluster.memory)} each. The largest: {sizes}. "
+        f"on {cluster.world} rank{'s' if cluster.world > 1 else ''} with {human_bytes(cluster.memory)} each. "
+        f"The largest: {sizes}. "
         'Use more ranks, fewer rows (ids = "hash"), a smaller dim, or a larger embedding.memory. '
-        f"The planner says: {reason.strip().splitlines()[0]}"
+        f"The planner says: {reason.strip().splitlines()[0].strip()}"
     )

@@ -19,9 +19,11 @@ class TableUse:
         self._table, self._rows = dict(tables), dict(rows)
         self.buckets = {t: torch.zeros(min(n, BUCKETS), dtype=torch.int64, device=device) for t, n in self._rows.items()}
         self.ids = dict.fromkeys(tables, 0)
+        self.batches = 0
 
     def update(self, features: Iterable[tuple[str, Tensor]]) -> None:
         """Count one batch: (feature, its ids (N,) int64)."""
+        self.batches += 1
         for name, ids in features:
             table = self._table[name]
             counts = self.buckets[table]

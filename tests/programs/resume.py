@@ -26,7 +26,7 @@ from distrec.trainer import Trainer, build, outputs
 class Spied:
     """A trainer, and the numbers of the rows it was given."""
 
-    def __init__(self, ranks: dist.Ranks, data: Path, folder: Path, resume: str | None, **sections: Any):
+    def __init__(self, ranks: dist.Ranks, data: Path, folder: Path, resume: str | None, /, **sections: Any):
         self.trainer: Trainer = build(parse(values(data / "train", folder, **sections)), ranks, resume)
         self.rows: list[list[int]] = []
         reader = self.trainer.readers["train"]
