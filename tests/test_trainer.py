@@ -86,6 +86,18 @@ def test_the_numbers_of_a_run(whole: tuple[Path, Any]) -> None:
     assert keys <= found[0].keys()
 
 
+def test_numbers_are_of_the_steps_since_the_last_ones(ranks: dist.Ranks, rows: Path, tmp_path: Path) -> None:
+    """Steps have equal rows, so the mean over four lines of a step each is the line of the four."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for every in (1, 4):
+        make(ranks, rows / "train", tmp_path / str(every), train={"steps": 12, "log_every": every}).run()
+        found[every] = lines(tmp_path / str(every))
+    assert [line["step"] for line in found[4]] == [4, 8, 12]
+    for tag in ("train/loss", "train/logloss"):
+        means = np.array([line[tag] for line in found[1]]).reshape(3, 4).mean(1)
+        np.testing.assert_allclose([line[tag] for line in found[4]], means, rtol=1e-6)
+
+
 def test_the_summary_is_the_report(whole: tuple[Path, Any]) -> None:
     found, report = summary(whole[0]), whole[1]
     assert (found["steps"], found["total_steps"]) == (3 * EPOCH, 3 * EPOCH)
