@@ -7,13 +7,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: help install data train check test test-slow clean
+.PHONY: help install data train check test test-slow docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 	@echo "make install      .venv with the pinned CPU closure"
 	@echo "make check        format, lint, types"
 	@echo "make test-slow    the tests that 'make test' leaves out"
+	@echo "make docs         docs/config.md, from the config's schema"
 	@echo "make clean        remove .venv, data and runs"
 
 install: $(STAMP)
@@ -46,6 +47,10 @@ test: check
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow
+
+docs: install
+	mkdir -p docs
+	$(BIN)/distrec schema --markdown > docs/config.md
 
 clean:
 	rm -rf $(VENV) data runs

@@ -98,6 +98,47 @@ def evaluate(
             metrics_table(f"{run}, step {at}, data.{split}, {result.rows:,} rows", result.metrics)
 
 
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Option(help="where runs or data will lie; its disk is timed")] = Path(),
+    ranks: Annotated[int, typer.Option(min=0, help="local processes of the all-to-all self-test; 0: none")] = 2,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="of the self-test; auto: a GPU a rank, else CPU")
+    ] = "auto",
+    strict: Annotated[bool, typer.Option(help="exit with 2 for warnings too")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON list instead")] = False,
+) -> None:
+    """Find what is wrong with this machine. Every fault comes with the command that mends it; the exit code is then 2."""
+    import json
+    from dataclasses import asdict
+
+    from distrec.doctor.examine import examine
+    from distrec.doctor.finding import exit_code
+
+    findings = []
+    for finding in examine(folder, ranks, device):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(finding.text())
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    raise typer.Exit(exit_code(findings, strict))
+
+
+@app.command()
+def schema(
+    markdown: Annotated[bool, typer.Option(help="the same as a page of Markdown, docs/config.md")] = False,
+) -> None:
+    """Print the config's JSON Schema. Editors complete and check a config with it."""
+    import json
+
+    from distrec.config import document
+    from distrec.models import MODELS
+
+    params = {name: model.Params for name, model in MODELS.items()}
+    typer.echo(document.markdown(params) if markdown else json.dumps(document.json_schema(params), indent=2), nl=not markdown)
+
+
 @contextmanager
 def _ranks(config: Config, folder: Path) -> Iterator[Ranks]:
     """Join the run's ranks, with logs in the run folder, and leave them at the end."""
@@ -176,5 +217,39 @@ def _movielens(
             overwrite=overwrite,
             progress=writing,
             download_progress=fetching,
+        )
+    prepared(result)
+
+
+@prepare.command()
+def criteo(
+    source: Annotated[
+        list[str], typer.Option(help="train.txt, a day file, a folder or a quoted pattern; may be repeated", show_default=False)
+    ],
+    out: Out,
+    hash_sizes: Annotated[
+        Literal["mlperf"] | None,
+        typer.Option(help="at most the rows of MLPerf's DLRM-DCNv2; default: 64-bit ids, to be hashed"),
+    ] = None,
+    max_rows_per_table: Annotated[int | None, typer.Option(help="at most so many rows in each table")] = None,
+    min_count: Annotated[
+        int | None, typer.Option(help="number the ids that training rows hold so often; others become 0")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Criteo's click logs, Kaggle's or the terabyte, as TSV or gzip. Held out: the last file, or the last seventh of one."""
+    from distrec.prepare.criteo import criteo as write
+    from distrec.screen import bar, prepared
+
+    with bar("files counted") as counting, bar("rows") as progress:
+        result = write(
+            source,
+            out,
+            hash_sizes=hash_sizes,
+            max_rows_per_table=max_rows_per_table,
+            min_count=min_count,
+            overwrite=overwrite,
+            progress=progress,
+            count_progress=counting,
         )
     prepared(result)

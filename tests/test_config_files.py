@@ -15,6 +15,7 @@ from single_rank import alone
 from distrec import dist
 from distrec.config.check import find_faults
 from distrec.config.load import load
+from distrec.prepare.criteo import criteo
 from distrec.prepare.movielens import movielens
 from distrec.prepare.synthetic import synthetic
 from distrec.trainer import build
@@ -46,6 +47,7 @@ PREPARE: dict[str, Callable[[Path], object]] = {  # folder under data/ -> how to
     "ml-1m": lambda out: prepare_movielens(out, "movielens-1m"),
     "ml-100k": lambda out: prepare_movielens(out, "movielens-100k", task="rating", split="random"),
     "criteo-tb": prepare_criteo,
+    "criteo-kaggle": lambda out: criteo([given("criteo-kaggle-10k.tsv.gz")], out),
 }
 
 

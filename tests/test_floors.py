@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: {"config", "errors", "log"},
     1: {"batch", "dist", "signals", "models", "losses", "metrics", "running_statistics"},
-    2: {"prepare", "data", "embeddings", "optim", "task", "evaluate", "checkpoint", "run_folder", "draw"},
+    2: {"prepare", "data", "embeddings", "optim", "task", "evaluate", "checkpoint", "run_folder", "draw", "doctor"},
     3: {"engine", "record", "trainer"},
     4: {"cli", "screen", "agent", "__main__"},
 }

@@ -17,12 +17,20 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-OneOrMore = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-Paths = Annotated[tuple[str, ...], OneOrMore]
+
+
+def _alone(value: Any) -> Any:
+    """A text is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_alone, json_schema_input_type=str | tuple[str, ...])]
 ShardingType = Literal[
     "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard"
 ]
-ShardingTypes = Annotated[tuple[ShardingType, ...], OneOrMore]
+ShardingTypes = Annotated[
+    tuple[ShardingType, ...], BeforeValidator(_alone, json_schema_input_type=ShardingType | tuple[ShardingType, ...])
+]
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]B)", re.IGNORECASE)  # "12GB"
 
 
@@ -72,7 +80,7 @@ class Table(Section):
 class DenseFeature(Section):
     """A numeric column that goes into the model as it is, after its transform."""
 
-    name: Name
+    name: Name = Field(description="what the feature is called everywhere else")
     column: str | None = Field(default=None, description="Parquet column; default: the name")
     null: float | Literal["error"] = Field(default="error", description="value for nulls and NaN; `error` refuses them")
     transform: Literal["none", "log1p", "signed_log1p"] = Field(
@@ -86,9 +94,9 @@ class DenseFeature(Section):
 class IdFeature(Section):
     """What pooled and sequence features have in common: ids that select rows of a table."""
 
-    name: Name
+    name: Name = Field(description="what the feature is called everywhere else")
     column: str | None = Field(default=None, description="Parquet column, an id or a list of ids a row; default: the name")
-    table: Name
+    table: Name = Field(description="the embedding table, one of [tables]")
     ids: Literal["index", "hash"] = Field(
         default="index", description="index: in [0, rows); hash: any integer or string, hashed into [0, rows)"
     )
@@ -100,7 +108,7 @@ class IdFeature(Section):
 class SparseFeature(IdFeature):
     """Ids whose embeddings are pooled into one vector a row."""
 
-    pooling: Literal["sum", "mean"] = "sum"
+    pooling: Literal["sum", "mean"] = Field(default="sum", description="how a row's embeddings become one; no id gives zeros")
     max_length: PositiveInt | None = Field(
         default=None, description="keep the newest (last) ids of a longer list; default: all"
     )
@@ -115,11 +123,11 @@ class SequenceFeature(IdFeature):
 class Features(Section):
     """What the model sees of a row."""
 
-    dense: tuple[DenseFeature, ...] = ()
-    sparse: tuple[SparseFeature, ...] = ()
-    sequence: tuple[SequenceFeature, ...] = ()
+    dense: tuple[DenseFeature, ...] = Field(default=(), description="numbers; a bare name is a feature with its defaults")
+    sparse: tuple[SparseFeature, ...] = Field(default=(), description="ids, pooled into one vector a row")
+    sequence: tuple[SequenceFeature, ...] = Field(default=(), description="histories, one vector an id")
 
-    @field_validator("dense", mode="before")
+    @field_validator("dense", mode="before", json_schema_input_type=tuple[str | DenseFeature, ...])
     @classmethod
     def _a_bare_name_is_a_feature(cls, value: Any) -> Any:
         return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
@@ -128,7 +136,7 @@ class Features(Section):
 class Task(Section):
     """One label to predict. A model has one logit a task."""
 
-    name: Name = "label"
+    name: Name = Field(default="label", description="how metrics call it")
     label: str = Field(default="label", description="Parquet column")
     kind: Literal["binary", "regression"] = Field(
         default="binary", description="binary: BCE on logits, label 0 or 1; regression: MSE"
@@ -140,36 +148,38 @@ class Model(Section):
     """Which model, and its own parameters (checked by the model's `Params`)."""
 
     name: str = Field(description="a name from distrec.models, or package.module:Class")
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, Any] = Field(default_factory=dict, description="the model's own keys; see its section below")
 
 
 class DenseOptimizer(Section):
     """Optimizer of the data-parallel part."""
 
-    name: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
-    lr: PositiveFloat = 1e-3
+    name: Literal["adam", "adamw", "adagrad", "sgd"] = Field(default="adam", description="which optimizer")
+    lr: PositiveFloat = Field(default=1e-3, description="learning rate, before the schedule's factor")
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="adam, adamw")
     momentum: Fraction = Field(default=0.0, description="sgd")
     eps: PositiveFloat = Field(default=1e-8, description="adam, adamw, adagrad")
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="L2 penalty in the gradient; adamw: decoupled from it")
 
 
 class SparseOptimizer(Section):
     """Optimizer of the embedding tables, fused into backward: only the rows of the batch are touched."""
 
-    name: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad"
-    lr: PositiveFloat = 1e-2
+    name: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = Field(
+        default="rowwise_adagrad", description="which optimizer; rowwise_adagrad keeps one number a row, adagrad one a weight"
+    )
+    lr: PositiveFloat = Field(default=1e-2, description="learning rate, before the schedule's factor")
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="adam")
-    eps: PositiveFloat = 1e-8
+    eps: PositiveFloat = Field(default=1e-8, description="rowwise_adagrad, adagrad, adam")
 
 
 class Schedule(Section):
     """Factor on every learning rate as a function of the step."""
 
     warmup_steps: Count = Field(default=0, description="linear from 0 to 1 over these steps")
-    decay: Literal["none", "linear", "cosine"] = "none"
+    decay: Literal["none", "linear", "cosine"] = Field(default="none", description="shape of the way down, after warm-up")
     decay_steps: PositiveInt | None = Field(default=None, description="steps from the end of warm-up to final_factor")
-    final_factor: Fraction = 0.0
+    final_factor: Fraction = Field(default=0.0, description="factor at the end of the decay, and after it")
 
     @model_validator(mode="after")
     def _decay_has_a_length(self) -> Schedule:
@@ -191,7 +201,7 @@ class Train(Section):
 
     epochs: PositiveInt | None = Field(default=None, description="passes over data.train; default 1 when steps is not given")
     steps: PositiveInt | None = Field(default=None, description="stop after this many steps, whatever the epoch")
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the initial weights and the order of rows")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda when there is one")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast type of the dense part; bf16 on GPU only")
     clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm of the dense part")
@@ -236,11 +246,11 @@ class Embedding(Section):
 class Config(Section):
     """A run."""
 
-    name: Name
+    name: Name = Field(description="of the run, and of its folder under runs/")
     data: Data
-    tables: dict[Name, Table] = Field(default_factory=dict)
+    tables: dict[Name, Table] = Field(default_factory=dict, description="embedding tables by name")
     features: Features
-    tasks: tuple[Task, ...] = Field(default=(Task(),), min_length=1)
+    tasks: tuple[Task, ...] = Field(default=(Task(),), min_length=1, description="labels to predict, a logit each")
     model: Model
     optimizer: Optimizer = Optimizer()
     train: Train = Train()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from distrec.config.schema import Fraction, PositiveInt, Section
+from distrec.config.schema import Field, Fraction, PositiveInt, Section
 from distrec.models.fields import field_dims, field_vectors, shared_dim
 from distrec.models.inputs import Embedded, InputSpec
 from distrec.models.layers import MLP, FactorizationMachine
@@ -27,9 +27,9 @@ class DeepFM(nn.Module):
     class Params(Section):
         """Widths are those of hidden layers, with ReLU; a linear layer to the logits follows the last."""
 
-        mlp: tuple[PositiveInt, ...] = (256, 128)
-        dropout: Fraction = 0.0
-        batch_norm: bool = False
+        mlp: tuple[PositiveInt, ...] = Field(default=(256, 128), description="widths of the deep part")
+        dropout: Fraction = Field(default=0.0, description="in the deep part")
+        batch_norm: bool = Field(default=False, description="in the deep part")
 
     def __init__(self, spec: InputSpec, params: Params) -> None:
         super().__init__()

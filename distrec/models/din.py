@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distrec.config.load import nearest
-from distrec.config.schema import Fraction, PositiveInt, Section
+from distrec.config.schema import Field, Fraction, PositiveInt, Section
 from distrec.errors import UserError
 from distrec.models.fields import field_dims, field_vectors
 from distrec.models.inputs import Embedded, InputSpec
@@ -31,15 +31,17 @@ class DIN(nn.Module):
     class Params(Section):
         """Widths are those of hidden layers; a linear layer to the score, or to the logits, follows the last."""
 
-        targets: tuple[str, ...]  # pooled features
-        histories: tuple[str, ...]  # sequences of equal lengths, one for each target and of its dim
-        attention_mlp: tuple[PositiveInt, ...] = (80, 40)
-        attention_activation: Activation = "dice"
-        softmax: bool = False  # the paper leaves it out, to keep the intensity of an interest
-        top_mlp: tuple[PositiveInt, ...] = (200, 80)
-        top_activation: Activation = "dice"
-        dropout: Fraction = 0.0  # in the top MLP
-        batch_norm: bool = False  # in the top MLP
+        targets: tuple[str, ...] = Field(description="pooled features")
+        histories: tuple[str, ...] = Field(description="sequences of equal lengths, one for each target and of its dim")
+        attention_mlp: tuple[PositiveInt, ...] = Field(default=(80, 40), description="widths of the attention's MLP")
+        attention_activation: Activation = Field(default="dice", description="in the attention's MLP")
+        softmax: bool = Field(
+            default=False, description="normalize attention; the paper does not, to keep the intensity of an interest"
+        )
+        top_mlp: tuple[PositiveInt, ...] = Field(default=(200, 80), description="widths of the top MLP")
+        top_activation: Activation = Field(default="dice", description="in the top MLP")
+        dropout: Fraction = Field(default=0.0, description="in the top MLP")
+        batch_norm: bool = Field(default=False, description="in the top MLP")
 
     def __init__(self, spec: InputSpec, params: Params) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distrec.config.schema import Fraction, PositiveInt, Section
+from distrec.config.schema import Field, Fraction, PositiveInt, Section
 from distrec.errors import UserError
 from distrec.models.fields import field_dims, field_vectors, shared_dim
 from distrec.models.inputs import Embedded, InputSpec
@@ -28,13 +28,15 @@ class DLRM(nn.Module):
     class Params(Section):
         """Widths are those of hidden layers, all with ReLU; a linear layer to the logits follows the last of `top_mlp`."""
 
-        bottom_mlp: tuple[PositiveInt, ...] = ()  # with "dot" the last width is the embedding dim
-        top_mlp: tuple[PositiveInt, ...] = (256, 128)
-        interaction: Literal["dot", "dcn"] = "dot"
-        cross_layers: PositiveInt = 3  # dcn
-        cross_rank: PositiveInt | None = None  # dcn; None: full matrices
-        dropout: Fraction = 0.0  # in the top MLP
-        batch_norm: bool = False  # in the top MLP
+        bottom_mlp: tuple[PositiveInt, ...] = Field(
+            default=(), description="widths below the interaction; with dot the last one is the embedding dim"
+        )
+        top_mlp: tuple[PositiveInt, ...] = Field(default=(256, 128), description="widths above the interaction")
+        interaction: Literal["dot", "dcn"] = Field(default="dot", description="dot: DLRM, 2019; dcn: MLPerf's DLRM-DCNv2")
+        cross_layers: PositiveInt = Field(default=3, description="dcn")
+        cross_rank: PositiveInt | None = Field(default=None, description="dcn: rank of its matrices; default: full")
+        dropout: Fraction = Field(default=0.0, description="in the top MLP")
+        batch_norm: bool = Field(default=False, description="in the top MLP")
 
     def __init__(self, spec: InputSpec, params: Params) -> None:
         super().__init__()

@@ -1,1 +1,2 @@
-"""Raw datasets -> Parquet and `dataset.json`. One function a dataset: `synthetic.synthetic`, `movielens.movielens`."""
+"""Raw datasets -> Parquet and `dataset.json`. One function a dataset: `synthetic.synthetic`, `movielens.movielens`,
+`criteo.criteo`."""
