@@ -79,6 +79,42 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def init(
+    paths: Annotated[list[str], typer.Argument(metavar="PARQUET…", help="files, folders, globs or URLs", show_default=False)],
+    label: Annotated[str | None, typer.Option(help="the column to predict; default: by its name")] = None,
+    time: Annotated[str | None, typer.Option(help="the column that says when; default: by its name and type")] = None,
+) -> None:
+    """Draft a commented config for your own data. For example: distrec init data/mine > my.toml"""
+    from distrec.profile.draft import draft
+    from distrec.profile.toml_out import notes, to_toml
+
+    drafted = draft(paths, label, time)
+    typer.echo(to_toml(drafted), nl=False)
+    for note in notes(drafted):
+        typer.echo(note, err=True)
+
+
+@app.command()
+def inspect(
+    what: Annotated[list[str], typer.Argument(metavar="CONFIG|PARQUET…", help="a run's file, or data", show_default=False)],
+    label: Annotated[str | None, typer.Option(help="for data: the column to predict")] = None,
+    time: Annotated[str | None, typer.Option(help="for data: the column that says when")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead of tables")] = False,
+) -> None:
+    """Show what columns hold, and signs of leaks. A config may be followed by KEY=VALUE."""
+    from distrec.config.load import load
+    from distrec.profile.inspection import inspect_config, inspect_files
+    from distrec.screen_profile import show, to_json
+
+    is_config = what[0].endswith(".toml")
+    found = inspect_config(load(what[0], what[1:])) if is_config else inspect_files(what, label, time)
+    if as_json:
+        typer.echo(to_json(found))
+    else:
+        show(found)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", show_default=False)],
     overrides: Overrides = None,

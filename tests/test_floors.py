@@ -16,8 +16,8 @@ FLOORS = {
     0: {"config", "errors", "log"},
     1: {"batch", "dist", "signals", "models", "losses", "metrics", "running_statistics"},
     2: {"prepare", "data", "embeddings", "optim", "task", "evaluate", "checkpoint", "run_folder", "draw", "doctor"},
-    3: {"engine", "record", "trainer"},
-    4: {"cli", "screen", "agent", "__main__"},
+    3: {"engine", "record", "trainer", "profile"},
+    4: {"cli", "screen", "screen_profile", "agent", "__main__"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 SAME_FLOOR = {("config", "errors"), ("log", "errors"), ("trainer", "engine"), ("trainer", "record"), ("record", "engine")} | {
@@ -27,7 +27,7 @@ SAME_FLOOR = {("config", "errors"), ("log", "errors"), ("trainer", "engine"), ("
 ANYWHERE_FROM_1 = {"torch", "numpy"}
 HOMES = {  # third-party module -> where in distrec it may be imported
     "pydantic": {"config"},
-    "pyarrow": {"data", "prepare"},
+    "pyarrow": {"data", "prepare", "profile"},
     "fsspec": {"data", "prepare"},
     "polars": {"prepare"},
     "torchrec": {"batch", "embeddings", "optim", "task", "checkpoint", "engine", "trainer"},
@@ -35,7 +35,7 @@ HOMES = {  # third-party module -> where in distrec it may be imported
     "tensorboard": {"metrics.writer"},
     "torch.utils.tensorboard": {"metrics.writer"},
     "typer": {"cli"},
-    "rich": {"screen", "cli"},
+    "rich": {"screen", "screen_profile", "cli"},
 }
 SEES_CONFIG = {"config", "run_folder", *FLOORS[3], *FLOORS[4]}
 

@@ -67,7 +67,7 @@ class Dataset:
         opened, parquet = -1, None
         for piece in pieces:
             if parquet is None or piece.file != opened:
-                opened, parquet = piece.file, _open(self.files[piece.file].source, verify_checksums)
+                opened, parquet = piece.file, open_parquet(self.files[piece.file].source, verify_checksums)
             for part in self._decode(parquet, piece, batch):
                 yield part if part.schema.equals(self.schema) else self._cast(part, piece)
 
@@ -114,14 +114,15 @@ def open_dataset(paths: Sequence[str], uses: Sequence[Use]) -> Dataset:
 
 
 def _footer(source: Source, names: Sequence[str], uses: Sequence[Use]) -> File:
-    with _open(source, verify_checksums=False) as parquet:
+    with open_parquet(source, verify_checksums=False) as parquet:
         schema, footer = parquet.schema_arrow, parquet.metadata
         check_schema(schema, source.path, uses)
         rows = tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
     return File(source, rows, pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in names]))
 
 
-def _open(source: Source, verify_checksums: bool) -> pq.ParquetFile:
+def open_parquet(source: Source, verify_checksums: bool) -> pq.ParquetFile:
+    """Open one file. Raises `UserError` when it is gone, truncated, or not Parquet."""
     try:
         return pq.ParquetFile(source.path, filesystem=source.filesystem, page_checksum_verification=verify_checksums)
     except FileNotFoundError as error:
