@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ CRASH = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)"
 )
 def test_a_library_may_raise_crash_or_hang(fake, source, problem):
     fake("torchx", source)
+    began = time.monotonic()
     assert problem in libraries.run(library("torchx").program, timeout_s=2).problem
+    assert time.monotonic() - began < 30
 
 
 def test_fbgemm_that_imports_and_computes_nothing_is_found(fake):

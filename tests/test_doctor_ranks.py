@@ -68,12 +68,20 @@ def test_a_rank_that_hangs_ends_the_exchange_at_the_timeout(on_rank_1):
 
 
 @pytest.mark.slow
-def test_an_agent_that_does_not_end_is_ended_with_its_ranks(on_rank_1, tmp_path, monkeypatch):
-    monkeypatch.setattr(ranks, "START_S", 7)
-    on_rank_1(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\nimport time\ntime.sleep(1000)")
+def test_ranks_that_do_not_end_are_ended(tmp_path, monkeypatch):
+    """None of them joins, so that no collective's timeout ends them."""
+    monkeypatch.setattr(ranks, "START_S", 14)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, pathlib, time\nif rank := os.environ.get('RANK'):\n"
+        f"    (pathlib.Path({str(tmp_path)!r}) / rank).write_text(str(os.getpid()))\n    time.sleep(1000)\n"
+    )
+    began = time.monotonic()
     found = self_test(2, "cpu", timeout_s=1)
-    assert "rank 1 did not start" in found.found
-    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+    assert time.monotonic() - began < 50
+    assert found.found.startswith("Gloo: ended after 15 s; ")
+    assert "rank 0 did not start; rank 1 did not start" in found.found
+    assert not any(Path(f"/proc/{(tmp_path / rank).read_text()}").exists() for rank in "01")
 
 
 def test_a_gpu_a_rank_is_needed_for_cuda():

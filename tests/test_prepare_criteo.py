@@ -84,12 +84,13 @@ def test_the_real_sample_is_what_python_reads(sample, tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 7, 400, 10_000, 1 << 20])
 @pytest.mark.parametrize(("end", "last"), [("\n", True), ("\r\n", True), ("\n", False)])
-def test_blocks_are_whole_lines_wherever_they_are_cut(tmp_path, chunk, end, last):
+def test_blocks_are_whole_lines_wherever_they_are_cut(tmp_path, monkeypatch, chunk, end, last):
+    monkeypatch.setattr(criteo_lines, "CHUNK", chunk)
     rows = lines(30)
     file = write(tmp_path / "train.txt", rows, end)
     if not last:
         file.write_bytes(file.read_bytes().rstrip(b"\n"))
-    found = list(blocks(file, chunk))
+    found = list(blocks(file))
     assert b"".join(block.text for block in found) == ("".join(row + end for row in rows)).encode()
     assert all(block.text.endswith(b"\n") for block in found)
     assert [block.line for block in found] == [1 + sum(b.text.count(b"\n") for b in found[:i]) for i in range(len(found))]
@@ -151,6 +152,8 @@ def with_field(row: str, at: int, text: str) -> str:
         (lambda row: with_field(row, 0, ""), "label is ''"),
         (lambda row: with_field(row, 3, "1.5"), "i3 is '1.5', which is no integer"),
         (lambda row: with_field(row, 3, '"7'), "i3 is '\"7', which is no integer"),
+        (lambda row: with_field(row, 3, '"7"'), "i3 is '\"7\"', which is no integer"),
+        (lambda row: with_field(row, 0, "-1"), "label is '-1'"),
         (lambda row: with_field(row, 13, "3000000000"), "i13 is 3000000000, which does not fit 32 bits"),
         (lambda row: with_field(row, 14, "68fd1g64"), "c1 is '68fd1g64', which is no hexadecimal id"),
         (lambda row: with_field(row, 39, "f" * 17), "c26 is 'f{17}', which is no hexadecimal id of 64 bits"),
@@ -199,8 +202,9 @@ def test_sources_that_name_no_text_are_refused(tmp_path, monkeypatch):
         files_of([tmp_path / "dac.tar.gz"])
     (tmp_path / "binary").write_bytes(b"\0" * 4000)
     monkeypatch.setattr(criteo_lines, "LONGEST", 1000)
+    monkeypatch.setattr(criteo_lines, "CHUNK", 600)
     with pytest.raises(UserError, match=r"binary, line 1: over 1,000 bytes without a line end"):
-        list(blocks(tmp_path / "binary", chunk=600))
+        list(blocks(tmp_path / "binary"))
 
 
 def test_rows_and_options_that_are_too_few_are_refused(tmp_path):

@@ -40,7 +40,7 @@ def files_of(sources: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def blocks(file: Path, chunk: int = CHUNK) -> Iterator[Block]:
+def blocks(file: Path) -> Iterator[Block]:
     """The lines of a file, some megabytes at a time.
 
     Raises:
@@ -48,7 +48,7 @@ def blocks(file: Path, chunk: int = CHUNK) -> Iterator[Block]:
     """
     line, rest = 1, b""
     with _readable(file, lambda: line + rest.count(b"\n")) as stream:
-        while data := stream.read(chunk):
+        while data := stream.read(CHUNK):
             text, end, tail = (rest + data).rpartition(b"\n")
             rest = tail
             if end:
