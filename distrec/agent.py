@@ -79,21 +79,23 @@ def describe(failures: Mapping[int, ProcessFailure]) -> tuple[str, int]:
     Args:
         failures: by global rank; the ranks of this node that did not exit with 0.
     """
-    rank, failure = min(failures.items(), key=_causality)
+    first = min(failure.timestamp for failure in failures.values())
+    rank, failure = min(failures.items(), key=lambda item: _causality(item[1], first))
     if failure.exitcode >= 0:
         return f"rank {rank} failed with exit code {failure.exitcode}; see the message above", failure.exitcode
     hint = "; the kernel does that when memory runs out" if failure.exitcode == -signal.SIGKILL else ""
     return f"rank {rank} was killed by {failure.signal_name()}{hint}", 128 - failure.exitcode
 
 
-def _causality(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
-    """Causes sort before effects.
+def _causality(failure: ProcessFailure, first: int) -> tuple[bool, bool, bool, int]:
+    """Causes sort before effects; `first` is the time of the first failure.
 
     One rank's failure breaks the collectives of the others within milliseconds, and time stamps are in seconds. But no
-    failure elsewhere makes a rank find a user's mistake, and a rank that got SIGTERM got it from this agent.
+    failure elsewhere makes a rank find a user's mistake, or has the kernel kill it at once; and a rank that got SIGTERM, or
+    SIGKILL long after, got it from this agent.
     """
-    failure = item[1]
-    return failure.exitcode != UserError.exit_code, failure.exitcode == -signal.SIGTERM, failure.timestamp
+    killed = failure.exitcode == -signal.SIGKILL and failure.timestamp <= first + 1
+    return failure.exitcode != UserError.exit_code, not killed, failure.exitcode == -signal.SIGTERM, failure.timestamp
 
 
 def _give_terminal_to_first_rank(config: LaunchConfig) -> None:
