@@ -58,6 +58,26 @@ def test_a_struct_before_a_column_does_not_shift_its_statistics(tmp_path: Path) 
     assert (found["s"].kind, found["m"].kind) == ("unreadable", "unreadable")
 
 
+def test_nulls_of_lists_are_rows_without_a_list_and_not_their_elements(tmp_path: Path) -> None:
+    found = columns(tmp_path, {"l": [[1, None, None], None, [None], [2]]})["l"]
+    assert found.nulls == 0.25
+
+
+def test_bounds_are_those_of_the_sample_when_one_file_has_no_statistics(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"x": [5, 6]})
+    write(tmp_path / "b.parquet", {"x": [1, 9]}, write_statistics=False)
+    facts = survey([str(tmp_path)]).columns["x"]
+    assert (facts.bounds, facts.nulls) == (None, None)
+
+
+def test_times_in_different_units_have_no_common_bounds(tmp_path: Path) -> None:
+    for unit in ("ms", "us"):
+        write(tmp_path / f"{unit}.parquet", {"t": pa.array([1, 2], pa.timestamp(unit)), "n": [1, 2]})
+    found = survey([str(tmp_path)]).columns
+    assert (found["t"].fault, found["t"].bounds) == ("", None)
+    assert found["n"].bounds == (1, 2)
+
+
 def test_most_frequent_values_and_lengths(tmp_path: Path) -> None:
     lists = [["a", "b"], ["a"], [], None, ["a", None, "c"]]
     found = columns(tmp_path, {"l": pa.array(lists, pa.list_(pa.string()))})["l"]
@@ -68,12 +88,22 @@ def test_most_frequent_values_and_lengths(tmp_path: Path) -> None:
     assert (found.distinct.estimate, found.distinct.exact) == (3, True)
 
 
+def test_the_lowest_zero_is_not_negative(tmp_path: Path) -> None:
+    bounds = columns(tmp_path, {"x": [0.0, 1.0]})["x"].bounds
+    assert str(bounds) == "(0.0, 1.0)"
+
+
+def test_zero_has_no_sign(tmp_path: Path) -> None:
+    assert columns(tmp_path, {"x": [0.0, -0.0, 1.0, None]})["x"].distinct.seen == 2
+
+
 def test_decimals_and_booleans_are_numbers(tmp_path: Path) -> None:
     found = columns(tmp_path, {"d": [Decimal("0.50"), Decimal("1.50"), None], "b": [True, False, None]})
     assert found["d"].bounds == (0.5, 1.5)
     assert found["d"].moments is not None
     assert found["d"].moments.shape.mean == 1.0
     assert found["b"].moments is not None
+    assert found["b"].kind == "boolean"
     assert found["b"].moments.shape.mean == 0.5
 
 

@@ -41,6 +41,8 @@ def aucs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         "noise": draw.normal(size=ROWS),
         "up": label * 5 + draw.random(ROWS),
         "down": label * -5 - draw.random(ROWS),
+        "high_or_null": pa.array(label * 5 + draw.random(ROWS), mask=label & (draw.random(ROWS) < 0.5)),
+        "low_or_null": pa.array(label * -5 - draw.random(ROWS), mask=label & (draw.random(ROWS) < 0.5)),
         "present": pa.array(draw.random(ROWS), mask=label),
         "code": np.where(label, draw.choice([3, 7, 11], ROWS), draw.choice([2, 5, 13], ROWS)),
         "many_ids": [f"{i % 1500}" for i in draw.permutation(ROWS)],
@@ -53,7 +55,7 @@ def aucs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("leak", ["up", "down", "present", "code", "tags", "zigzag"])
+@pytest.mark.parametrize("leak", ["up", "down", "high_or_null", "low_or_null", "present", "code", "tags", "zigzag"])
 def test_a_feature_that_tells_the_label_is_found(aucs: dict[str, float], leak: str) -> None:
     assert leak in too_good(aucs)
 

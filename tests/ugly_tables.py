@@ -88,7 +88,7 @@ def _times() -> dict:
 
 
 def _constants() -> dict:
-    return {"one": [1] * ROWS, "text": ["same"] * ROWS, "none": pa.nulls(ROWS), "void": pa.nulls(ROWS, pa.int64())}
+    return {"one": [1] * ROWS, "text": ["two\n[lines]"] * ROWS, "none": pa.nulls(ROWS), "void": pa.nulls(ROWS, pa.int64())}
 
 
 def _unreadable() -> dict:

@@ -150,7 +150,8 @@ def _bounds(statistics: Any, kind: Kind) -> tuple[Bound, Bound] | None:
 
 
 def _plain(value: Any) -> Bound:
-    return float(value) if isinstance(value, Decimal | float) else int(value)
+    """Parquet writes zeros among lower bounds as -0.0."""
+    return float(value) + 0.0 if isinstance(value, Decimal | float) else int(value)
 
 
 def _merge(files: Sequence[File], found: Sequence[dict[str, Facts]]) -> dict[str, Facts]:

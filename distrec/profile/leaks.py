@@ -64,8 +64,8 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
 def row_hashes(sample: Sample, columns: Sequence[str]) -> np.ndarray:
     """`(rows,) uint64`: equal for rows that are equal in all of `columns`, and almost surely only for those."""
     hashed = np.zeros(sample.rows, np.uint64)
-    for index, (facts, values) in enumerate(sample.columns([sample.survey.columns[name] for name in columns])):
-        hashed = splitmix64(hashed ^ splitmix64(_cells(facts, values) + np.uint64(index)))
+    for facts, values in sample.columns([sample.survey.columns[name] for name in columns]):
+        hashed = splitmix64(hashed) ^ _cells(facts, values)
     return hashed
 
 
