@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         from distrec.cli import app
 
-        app(args=words, prog_name="distrec", standalone_mode=True)
+        app(args=words, prog_name="distrec", standalone_mode=True, obj=words)
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
     except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,6 +174,36 @@ def schema(
 
     params = {name: model.Params for name, model in MODELS.items()}
     typer.echo(document.markdown(params) if markdown else json.dumps(document.json_schema(params), indent=2), nl=not markdown)
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs a machine, or ranks with --device cpu")] = 8,
+    hbm: Annotated[str, typer.Option(help="memory of a GPU")] = "80GB",
+    host: Annotated[str, typer.Option(help="host memory a rank may use")] = "128GB",
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="what the ranks have")] = "cuda",
+    intra: Annotated[str, typer.Option(help="bandwidth between GPUs of a machine, a second")] = "600GB",
+    inter: Annotated[str, typer.Option(help="bandwidth of a GPU to other machines, a second")] = "12.5GB",
+    hbm_bandwidth: Annotated[str, typer.Option(help="bandwidth of a GPU's memory, a second")] = "897GB",
+    save: Annotated[Path | None, typer.Option(help="write the plan, for embedding.plan")] = None,
+    png: Annotated[Path | None, typer.Option(help="write a picture (.png, .svg, .pdf)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON and nothing else")] = False,
+    compare: Annotated[str | None, typer.Option(metavar="CONFIG|NODESxGPUS", help="plan this too, side by side")] = None,
+) -> None:
+    """How a model's tables would lie on a cluster, and what they take: no GPU needed, nothing trained."""
+    from distrec import log
+    from distrec.config.load import load
+    from distrec.plan_command import Question, answer
+
+    log.quiet_dependencies()
+    run = load(config, overrides or [])
+    question = Question(nodes, gpus, device, hbm, host, intra, inter, hbm_bandwidth)
+    typed = shlex.join(["distrec", *context.find_root().obj])
+    answer(run, overrides or [], question, save=save, png=png, as_json=as_json, compare=compare, command=typed)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -21,9 +22,10 @@ from distrec.config.schema import Config
 from distrec.data import Dataset, Reader
 from distrec.dist import Ranks, from_first, together
 from distrec.embeddings import plan as plans
-from distrec.embeddings import shard, tables
+from distrec.embeddings import plan_file, shard, tables
 from distrec.errors import UserError
 from distrec.evaluate import Evaluation, evaluate
+from distrec.footprint import Footprint, footprint
 from distrec.metrics.ranking import RankingMetrics
 from distrec.models.inputs import InputSpec
 from distrec.optim import Optimizers
@@ -118,11 +120,40 @@ def make_task(config: Config, device: torch.device) -> tuple[RankingTask, Layout
 
 
 def make_plan(task: RankingTask, config: Config, features: Layout, ranks: Ranks) -> ShardingPlan:
-    """The plan for these ranks."""
-    memory = plans.rank_memory(config.embedding.memory, ranks.device, ranks.local_world)
-    cluster = plans.Cluster(ranks.world, ranks.local_world, ranks.device.type, memory)
-    types = plans.allowed_types(features, config.tables, config.embedding.sharding, config.optimizer.sparse, ranks.device.type)
-    return plans.make_plan(task, types, config.tables, cluster, config.data.batch_size)
+    """The plan for these ranks: the one that the config names, or a new one."""
+    cluster = plans.Cluster(ranks.world, ranks.local_world, ranks.device.type, *_memory(task, config, features, ranks))
+    return plan_for(task, config, features, cluster)
+
+
+def plan_for(task: RankingTask, config: Config, features: Layout, cluster: plans.Cluster) -> ShardingPlan:
+    """The plan for a cluster, which may be another one than this process runs on.
+
+    Raises:
+        UserError: no plan fits, or the one that the config names goes with other tables or ranks.
+    """
+    default, pooling = config.embedding.sharding, plans.pooling_factors(features)
+    types = plans.allowed_types(features, config.tables, default, config.optimizer.sparse, cluster.device)
+    if config.embedding.plan is not None:
+        homes = plan_file.collections_of(task, plans.sharders())
+        return plan_file.load(Path(config.embedding.plan), types, config.tables, cluster, homes)
+    return plans.make_plan(task, types, config.tables, cluster, config.data.batch_size, pooling)
+
+
+def _memory(task: RankingTask, config: Config, features: Layout, ranks: Ranks) -> tuple[int, int, int | None]:
+    """Bytes a rank has, bytes of them for what is not a table, and bytes of host memory for cached tables.
+
+    What the config grants to tables is for nothing else.
+    """
+    setting, host = config.embedding.memory, config.embedding.host_memory
+    memory = plans.rank_memory(setting, ranks.device, ranks.local_world)
+    beside = 0 if setting is not None else dense_footprint(task, features, config).reserved
+    cached = any(table.cache is not None for table in config.tables.values())
+    return memory, beside, plans.rank_memory(host, torch.device("cpu"), ranks.local_world) if cached else None
+
+
+def dense_footprint(task: RankingTask, features: Layout, config: Config) -> Footprint:
+    """What a rank needs beside its tables."""
+    return footprint(task.head.model, features, config.optimizer.dense, config.data.batch_size, len(config.tasks))
 
 
 def open_reader(engine: Engine, split: str) -> Reader:

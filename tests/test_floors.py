@@ -15,13 +15,27 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: {"config", "errors", "log"},
     1: {"batch", "dist", "signals", "models", "losses", "metrics", "running_statistics"},
-    2: {"prepare", "data", "embeddings", "optim", "task", "evaluate", "checkpoint", "run_folder", "draw", "doctor"},
-    3: {"engine", "record", "trainer", "profile"},
-    4: {"cli", "screen", "screen_profile", "agent", "__main__"},
+    2: {
+        "prepare",
+        "data",
+        "embeddings",
+        "optim",
+        "task",
+        "evaluate",
+        "checkpoint",
+        "run_folder",
+        "draw",
+        "doctor",
+        "footprint",
+    },
+    3: {"engine", "record", "trainer", "profile", "planning", "ways_out"},
+    4: {"cli", "screen", "screen_profile", "plan_command", "plan_picture", "plan_screen", "agent", "__main__"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 SAME_FLOOR = {("config", "errors"), ("log", "errors"), ("trainer", "engine"), ("trainer", "record"), ("record", "engine")} | {
-    (a, b) for a in FLOORS[4] for b in FLOORS[4]
+    ("planning", "engine"),
+    ("ways_out", "planning"),
+    *((a, b) for a in FLOORS[4] for b in FLOORS[4]),
 }
 
 ANYWHERE_FROM_1 = {"torch", "numpy"}
@@ -35,7 +49,8 @@ HOMES = {  # third-party module -> where in distrec it may be imported
     "tensorboard": {"metrics.writer"},
     "torch.utils.tensorboard": {"metrics.writer"},
     "typer": {"cli"},
-    "rich": {"screen", "screen_profile", "cli"},
+    "rich": {"screen", "screen_profile", "plan_screen", "cli"},
+    "matplotlib": {"plan_picture"},
 }
 SEES_CONFIG = {"config", "run_folder", *FLOORS[3], *FLOORS[4]}
 

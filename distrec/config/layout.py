@@ -27,6 +27,7 @@ class Lookup:
     out_of_range: Literal["error", "null", "hash"]
     max_length: int | None
     pooling: Literal["sum", "mean"] | None  # None: a sequence
+    pooling_factor: float = 1.0  # mean number of ids a row, as far as the planner knows
 
 
 @dataclass(frozen=True)
@@ -79,4 +80,5 @@ def _lookup(feature: SparseFeature | SequenceFeature, table: Table, pooling: Lit
         out_of_range=feature.out_of_range,
         max_length=feature.max_length,
         pooling=pooling,
+        pooling_factor=feature.pooling_factor or feature.max_length or 1.0,
     )

@@ -50,7 +50,8 @@ def structure(config: Config) -> dict[str, Any]:
 
     Left out is what a run may change when it goes on: rates, weights, and what becomes of values that are missing or bad.
     """
-    free = {"dense": {"__all__": {"null"}}, "sparse": {"__all__": {"out_of_range"}}, "sequence": {"__all__": {"out_of_range"}}}
+    ids = {"__all__": {"out_of_range", "pooling_factor"}}
+    free = {"dense": {"__all__": {"null"}}, "sparse": ids, "sequence": ids}
     parts = config.model_dump(
         mode="json", include={"features", "tasks", "model"}, exclude={"features": free, "tasks": {"__all__": {"weight"}}}
     )

@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
@@ -68,6 +69,18 @@ class Table(Section):
     precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="type of the weights; bf16 on GPU only")
     sharding: ShardingTypes = Field(default=(), description="sharding types the planner may use; empty: any")
     optimizer: SparseOptimizer | None = Field(default=None, description="overrides [optimizer.sparse] for this table")
+    cache: Share | None = Field(
+        default=None, description="GPU only: keep the table in host memory and this share of its rows cached on the GPU"
+    )
+    column_shards: PositiveInt | None = Field(
+        default=None, description="parts that column-wise sharding cuts the dim into; default: parts of 4 columns"
+    )
+
+    @model_validator(mode="after")
+    def _column_shards_fit_the_kernels(self) -> Table:
+        if self.column_shards and self.dim % (4 * self.column_shards):
+            raise ValueError(f"column_shards = {self.column_shards} does not cut dim = {self.dim} into multiples of 4 columns")
+        return self
 
     @field_validator("dim")
     @classmethod
@@ -102,6 +115,9 @@ class IdFeature(Section):
     )
     out_of_range: Literal["error", "null", "hash"] = Field(
         default="error", description="what an `index` outside [0, rows) becomes: a stop, no id, or its hash"
+    )
+    pooling_factor: PositiveFloat | None = Field(
+        default=None, description="mean number of ids a row, which the planner reckons with; default: max_length, or 1"
     )
 
 
@@ -231,11 +247,17 @@ class Embedding(Section):
     """How tables are laid over ranks."""
 
     memory: str | None = Field(default=None, description='bytes a rank may use for tables, "12GB" say; default: measured')
+    host_memory: str | None = Field(
+        default=None, description='bytes of host memory a rank may use beside its GPU, for tables with a `cache`, "200GB" say'
+    )
     sharding: ShardingTypes = Field(
         default=(), description="sharding types the planner may use for tables that name none; empty: any"
     )
+    plan: str | None = Field(
+        default=None, description="a plan that `distrec plan --save` wrote; default: one made at the start"
+    )
 
-    @field_validator("memory", mode="before")
+    @field_validator("memory", "host_memory", mode="before")
     @classmethod
     def _memory_is_a_size(cls, memory: Any) -> Any:
         if memory is not None and not SIZE.fullmatch(str(memory).strip()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,12 +10,14 @@ from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import ShardingType
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
 
 from distrec.config.layout import Layout
 from distrec.config.schema import SIZE, SparseOptimizer, Table
+from distrec.embeddings.cluster import Cluster
+from distrec.embeddings.options import planner
+from distrec.embeddings.shortage import Shortage, find_shortage
 from distrec.errors import UserError
 
 # A plan must not change what is learned. Row-wise Adagrad averages over a row's columns, and a column shard has only some.
@@ -37,16 +38,6 @@ BAG_TYPES = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_ro
 SEQUENCE_TYPES = ("data_parallel", "table_wise", "row_wise", "column_wise")
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """What a plan is made for."""
-
-    world: int
-    local_world: int  # ranks a machine
-    device: str  # cpu or cuda
-    memory: int  # bytes a rank may use for tables and their optimizer state
-
-
 def sharders() -> list[ModuleSharder]:
     """The sharders of the two collections."""
     return [AnyDeviceBagSharder(), EmbeddingCollectionSharder()]  # type: ignore[list-item]
@@ -58,7 +49,8 @@ def allowed_types(
     """Sharding types the planner may choose from, by table.
 
     Raises:
-        UserError: a table asks for a type that its collection lacks, or that would change what its optimizer computes.
+        UserError: a table asks for a type that its collection lacks, or that would change what its optimizer computes, or for
+            a cache where there is no GPU.
     """
     unpooled = {f.table for f in layout.sequences}
     averaged = any(f.pooling == "mean" for f in layout.bags)
@@ -66,8 +58,10 @@ def allowed_types(
     for name, table in tables.items():
         kind = (table.optimizer or optimizer).name
         known = SEQUENCE_TYPES if name in unpooled else BAG_TYPES
-        wrong = _wrong_types(kind, averaged)
-        able = [t for t in known if t not in wrong and _has_kernel(t, name in unpooled, kind, device)]
+        wrong, cached = _wrong_types(kind, averaged), table.cache is not None
+        if cached and device == "cpu":
+            raise UserError(f"table {name!r}: a cache on the GPU needs one; remove tables.{name}.cache, or train on cuda")
+        able = [t for t in known if t not in wrong and _has_kernel(t, name in unpooled, kind, device, cached)]
         asked = table.sharding or tuple(default)
         chosen[name] = [t for t in asked or able if t in able]
         if not chosen[name]:
@@ -104,15 +98,23 @@ def _no_type(
     return f"table {name!r}: {why}; {others}, such as adagrad ([tables.{name}.optimizer])"
 
 
-def _has_kernel(kind: str, unpooled: bool, optimizer: str, device: str) -> bool:
-    """FBGEMM's fused kernels have no Adam on CPU, and its dense ones (for replicated tables) cannot but pool there."""
+def _has_kernel(kind: str, unpooled: bool, optimizer: str, device: str, cached: bool) -> bool:
+    """FBGEMM's fused kernels have no Adam on CPU, and its dense ones (for replicated tables) cannot but pool there.
+
+    Only fused kernels cache, on GPUs.
+    """
     if device != "cpu":
-        return True
+        return not (cached and kind == "data_parallel")
     return not unpooled if kind == "data_parallel" else optimizer != "adam"
 
 
 def make_plan(
-    model: nn.Module, types: Mapping[str, Sequence[str]], tables: Mapping[str, Table], cluster: Cluster, batch_size: int
+    model: nn.Module,
+    types: Mapping[str, Sequence[str]],
+    tables: Mapping[str, Table],
+    cluster: Cluster,
+    batch_size: int,
+    pooling: Mapping[str, Sequence[float]] | None = None,
 ) -> ShardingPlan:
     """The cheapest plan that TorchRec's planner finds.
 
@@ -120,25 +122,35 @@ def make_plan(
         model: contains the collections, on meta, with their optimizers attached (state counts as memory).
         types: allowed sharding types, from `allowed_types`.
         tables: the config's tables.
-        cluster: ranks, device and memory.
+        cluster: ranks, device, memory and bandwidths.
         batch_size: rows a rank and step.
+        pooling: mean number of ids a row, from `pooling_factors`; default: one feature a table, one id a row.
 
     Raises:
-        UserError: no plan fits; names the largest tables, what they need and what there is.
+        DoesNotFit: no plan fits; names the largest tables, what they need, what there is, and by how much it is short.
     """
-    planner = EmbeddingShardingPlanner(
-        topology=_topology(cluster),
-        batch_size=batch_size,
-        constraints={
-            name: ParameterConstraints(sharding_types=list(kinds), compute_kernels=["fused", "dense"], min_partition=4)
-            for name, kinds in types.items()
-        },
-        debug=False,
-    )
+    planning = planner(types, tables, cluster, batch_size, pooling or {})
     try:
-        return planner.plan(model, sharders())
-    except PlannerError as error:
-        raise UserError(_does_not_fit(tables, cluster, str(error))) from None
+        return planning.plan(model, sharders())
+    except PlannerError:
+        options = planning._enumerator.enumerate(model, sharders())
+        raise DoesNotFit(tables, cluster, find_shortage(options, cluster)) from None
+
+
+def pooling_factors(layout: Layout) -> dict[str, list[float]]:
+    """By table, the mean number of ids a row of each feature that looks it up."""
+    factors: dict[str, list[float]] = {}
+    for feature in (*layout.bags, *layout.sequences):
+        factors.setdefault(feature.table, []).append(feature.pooling_factor)
+    return factors
+
+
+class DoesNotFit(UserError):
+    """The tables are larger than the ranks' memory."""
+
+    def __init__(self, tables: Mapping[str, Table], cluster: Cluster, shortage: Shortage):
+        self.shortage = shortage
+        super().__init__(_does_not_fit(tables, cluster, shortage))
 
 
 def describe(plan: ShardingPlan, tables: Mapping[str, Table]) -> list[tuple[str, str, str, str, str, str]]:
@@ -148,7 +160,6 @@ def describe(plan: ShardingPlan, tables: Mapping[str, Table]) -> list[tuple[str,
         assert isinstance(part, EmbeddingModuleShardingPlan)
         for name, sharding in part.items():
             table = tables[name]
-            ranks = ",".join(str(rank) for rank in sorted(set(sharding.ranks or [])))
             everywhere = sharding.sharding_type == "data_parallel"
             rows.append(
                 (
@@ -156,11 +167,22 @@ def describe(plan: ShardingPlan, tables: Mapping[str, Table]) -> list[tuple[str,
                     f"{table.rows:,} x {table.dim}",
                     sharding.sharding_type,
                     sharding.compute_kernel,
-                    "all" if everywhere else ranks,
+                    "all" if everywhere else rank_ranges(sharding.ranks or []),
                     human_bytes(table_bytes(table)),
                 )
             )
     return sorted(rows)
+
+
+def rank_ranges(ranks: Sequence[int]) -> str:
+    """`0-7,9`."""
+    ranges: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if ranges and rank == ranges[-1][1] + 1:
+            ranges[-1][1] = rank
+        else:
+            ranges.append([rank, rank])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def table_bytes(table: Table) -> int:
@@ -180,13 +202,14 @@ def human_bytes(count: float) -> str:
 def rank_memory(setting: str | None, device: torch.device, local_world: int) -> int:
     """Bytes a rank may use for tables: what the config says (`embedding.memory`), else its share of what is free here."""
     if setting is not None:
-        return _parse_bytes(setting)
+        return parse_bytes(setting)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return _free_host_memory() // local_world
 
 
-def _parse_bytes(text: str) -> int:
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as `12GB`, in powers of 1024."""
     size = SIZE.fullmatch(text.strip())
     assert size is not None, f"the schema lets no {text!r} through"
     return int(float(size[1]) * UNITS[size[2].upper()])
@@ -203,25 +226,37 @@ def _free_host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/c
     return machine if limit == "max" else min(machine, max(0, int(limit) - int(used)))
 
 
-def _topology(cluster: Cluster) -> Topology:
-    cuda = cluster.device == "cuda"
-    return Topology(
-        world_size=cluster.world,
-        local_world_size=cluster.local_world,
-        compute_device=cluster.device,
-        hbm_cap=cluster.memory if cuda else 0,
-        ddr_cap=None if cuda else cluster.memory,
-    )
-
-
-def _does_not_fit(tables: Mapping[str, Table], cluster: Cluster, reason: str) -> str:
+def _does_not_fit(tables: Mapping[str, Table], cluster: Cluster, shortage: Shortage) -> str:
     largest = sorted(tables.items(), key=lambda item: -table_bytes(item[1]))[:3]
     total = sum(table_bytes(table) for table in tables.values())
     sizes = "; ".join(f"{name}: {t.rows:,} x {t.dim} {t.precision} = {human_bytes(table_bytes(t))}" for name, t in largest)
     return (
-        f"the tables do not fit: weights of {human_bytes(total)}, optimizer state and buffers besides, "
-        f"on {cluster.world} rank{'s' if cluster.world > 1 else ''} with {human_bytes(cluster.memory)} each. "
-        f"The largest: {sizes}. "
-        'Use more ranks, fewer rows (ids = "hash"), a smaller dim, or a larger embedding.memory. '
-        f"The planner says: {reason.strip().splitlines()[0].strip()}"
+        f"the tables do not fit: weights of {human_bytes(total)}, optimizer state and lookups besides, "
+        f"on {cluster.world} rank{'s' if cluster.world > 1 else ''} with {human_bytes(cluster.memory)} each"
+        f"{_taken(cluster)}. {_short(shortage, cluster)} The largest: {sizes}. "
+        'Use more ranks, fewer rows (ids = "hash"), a smaller dim, or a larger embedding.memory; '
+        "`distrec plan CONFIG` tries such ways out."
     )
+
+
+def _taken(cluster: Cluster) -> str:
+    if cluster.for_tables == cluster.memory:
+        return ""
+    parts = ((cluster.margin, "are kept free"), (cluster.dense, "go to what is not a table"))
+    taken = " and ".join(f"{human_bytes(size)} {why}" for size, why in parts if size)
+    return f", of which {taken}"
+
+
+def _short(shortage: Shortage, cluster: Cluster) -> str:
+    """Which table, and by how much."""
+    if cluster.for_tables <= 0:
+        return f"Nothing is left for tables: {human_bytes(-cluster.for_tables)} more go elsewhere than there is."
+    if shortage.table is not None:
+        return (
+            f"Table {shortage.table!r} needs at least {human_bytes(shortage.needed)} on one rank ({shortage.sharding}), "
+            f"{human_bytes(shortage.missing)} more than is left for tables there."
+        )
+    if shortage.missing > 0:
+        where = "host memory" if shortage.on_host else "memory"
+        return f"All ranks together are short of {human_bytes(shortage.missing)} of {where} for tables."
+    return "Together the ranks have enough, but no way was found to lay the parts of the tables into it rank by rank."
