@@ -1,5 +1,6 @@
 # make train   set-up, a dataset, and a training run in two processes through TorchX
 # make test    every check and the whole suite
+# make bench   a short pass of every benchmark, in some minutes
 # make help    the rest
 
 PYTHON ?= python3.11
@@ -7,7 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: help install data train check test test-slow docs clean
+.PHONY: help install data train check test test-slow bench docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -51,6 +52,10 @@ test-slow: install
 docs: install
 	mkdir -p docs
 	$(BIN)/distrec schema --markdown > docs/config.md
+
+bench: install
+	for name in input embedding train start checkpoint; do \
+		$(BIN)/python -m benchmarks.$$name --size short --out runs/bench || exit 1; done
 
 clean:
 	rm -rf $(VENV) data runs

@@ -194,7 +194,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON and nothing else")] = False,
     compare: Annotated[str | None, typer.Option(metavar="CONFIG|NODESxGPUS", help="plan this too, side by side")] = None,
 ) -> None:
-    """How a model's tables would lie on a cluster, and what they take: no GPU needed, nothing trained."""
+    """Lay a model out on a cluster that need not be there."""
     from distrec import log
     from distrec.config.load import load
     from distrec.plan_command import Question, answer

@@ -94,13 +94,13 @@ class Trainer:
             with self.stop, self.record.writer, closing(self.readers["train"].batches(self.position)) as batches:
                 early = self._event(total)  # of a resumed run: what was due when it was cut off
                 while self.optimizers.steps < total and not self.stopping and not early:
-                    self._train(batches, self._steps_to_next_event(total))
+                    self.train(batches, self._steps_to_next_event(total))
                     early = not self.stopping and self._event(total)
                 return self._end(total, early)
         finally:
             self.record.progress.stop()
 
-    def _train(self, batches: Iterator[Batch], steps: int) -> None:
+    def train(self, batches: Iterator[Batch], steps: int) -> None:
         """A segment: `steps` steps without evaluation or checkpoint, at whose end the pipeline is empty."""
         self.engine.model.train()
         self._draw = Draw(batches, steps, self.record.throughput.waiting)

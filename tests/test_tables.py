@@ -15,6 +15,7 @@ from distrec.config.layout import layout
 from distrec.config.schema import Features, SparseOptimizer, Table
 from distrec.embeddings import plan as plans
 from distrec.embeddings import shard, tables
+from distrec.embeddings.cluster import Cluster
 from distrec.errors import UserError
 
 BIG = Table(rows=tables.BLOCK_ROWS + 200, dim=8)
@@ -201,7 +202,7 @@ def plan(memory: int, declared: dict[str, Table], **types: list[str]):
     optimizer = SparseOptimizer()
     shard.fuse(model, declared, optimizer)
     kinds = plans.allowed_types(features, declared, (), optimizer, "cpu") | types
-    return plans.make_plan(model, kinds, declared, plans.Cluster(1, 1, "cpu", memory), batch_size=8)
+    return plans.make_plan(model, kinds, declared, Cluster(1, 1, "cpu", memory), batch_size=8)
 
 
 @pytest.mark.usefixtures("alone")

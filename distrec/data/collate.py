@@ -1,87 +1,41 @@
-"""Arrow columns of a window -> arrays in batch form; a batch is then a slice of each. No Python loop over rows.
+"""Arrow columns of a window -> arrays in batch form. No Python loop over rows.
 
-A window is encoded before it is cut into batches, so that the cost of a Python call is spread over a window; and its
-columns are encoded side by side, by as many threads as Arrow decodes with (`pyarrow.cpu_count()`).
+A window is encoded before it is cut into batches, so that the cost of a Python call is spread over a window. Its columns
+are encoded side by side, by as many threads as Arrow decodes with (`pyarrow.cpu_count()`), each into scratch memory;
+then as many threads put them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from distrec.batch import Batch, KeyedJaggedTensor, Position
 from distrec.config.layout import Layout, Lookup
 from distrec.config.schema import Data, Task
+from distrec.data.encoded import Encoded, KeyedIds
 from distrec.data.ids import Ids, encode_ids
 from distrec.data.numbers import encode_dense, encode_groups, encode_label, encode_weight
-from distrec.data.window import Window
+from distrec.data.scratch import Scratch
+from distrec.data.window import Column, Window
 
-
-@dataclass(frozen=True)
-class KeyedIds:
-    """The ids of several features over the same rows, cut into batches."""
-
-    ids: dict[str, Ids]
-    cuts: np.ndarray  # (features, batches + 1) int64: where each batch begins among a feature's values
-
-    def batch(self, index: int, rows: slice, size: int) -> KeyedJaggedTensor | None:
-        """Batch `index`, whose rows are `rows`, padded to `size`: int64 values, int32 lengths; None without features."""
-        if not self.ids:
-            return None
-        bounds = zip(self.ids.values(), self.cuts[:, index], self.cuts[:, index + 1], strict=True)
-        lengths = np.concatenate([_padded(i.lengths[rows], size) for i in self.ids.values()])
-        return KeyedJaggedTensor(
-            keys=list(self.ids),
-            values=torch.from_numpy(np.concatenate([i.values[low:high] for i, low, high in bounds])),
-            lengths=torch.from_numpy(lengths),
-            stride=len(lengths) // len(self.ids),
-        )
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A window in the form of batches. Its length is their number."""
-
-    batch_size: int
-    dense: list[np.ndarray]  # of each feature: (n,) float32
-    labels: list[np.ndarray]  # of each task: (n,) float32
-    weights: np.ndarray  # (n,) float32
-    groups: np.ndarray | None  # (n,) int64
-    sparse: KeyedIds
-    sequence: KeyedIds
-
-    def __len__(self) -> int:
-        return -(-len(self.weights) // self.batch_size)
-
-    def batch(self, index: int, size: int, normalizer: float, position: Position) -> Batch:
-        """Batch `index`, copied out of the window; a short one is filled up to `size` with rows of weight 0.
-
-        Row-wise lookups end in a reduce-scatter, which needs as many rows of every rank.
-        """
-        rows = slice(index * self.batch_size, min((index + 1) * self.batch_size, len(self.weights)))
-        return Batch(
-            dense=_stack(self.dense, rows, size),
-            sparse=self.sparse.batch(index, rows, size),
-            sequence=self.sequence.batch(index, rows, size),
-            labels=_stack(self.labels, rows, size),
-            weights=torch.from_numpy(_padded(self.weights[rows], size)),
-            normalizer=torch.tensor(normalizer, dtype=torch.float32),
-            groups=None if self.groups is None else torch.from_numpy(_padded(self.groups[rows], size)),
-            position=position,
-        )
+Array = TypeVar("Array", np.ndarray, Ids)
+BLOCK = 1 << 14  # rows that are stacked at once, in a core's cache
 
 
 class Encoder:
-    """Encodes windows for one config. `close` ends its threads."""
+    """Encodes windows for one config, one at a time. `close` ends its threads."""
 
     def __init__(self, data: Data, layout: Layout, tasks: Sequence[Task], batch_size: int):
         self._data, self._layout, self._tasks, self._batch_size = data, layout, tasks, batch_size
         self._pool = ThreadPoolExecutor(pa.cpu_count(), "distrec-encode")
+        passing = threading.local()
+        self._scratch: defaultdict[str, Scratch] = defaultdict(lambda: Scratch(passing))
 
     def close(self) -> None:
         """End the threads."""
@@ -92,53 +46,94 @@ class Encoder:
 
         Raises `UserError` for a value that its feature refuses, naming the feature, the file and the row.
         """
-        weight, group, each, column = self._data.weight, self._data.group, self._pool.map, window.column
-        dense = each(lambda f: encode_dense(column(f.column or f.name), f), self._layout.dense)
-        labels = each(lambda t: encode_label(column(t.label), t), self._tasks)
-        bags = each(lambda f: encode_ids(column(f.column), f), self._layout.bags)
-        sequences = each(lambda f: encode_ids(column(f.column), f), self._layout.sequences)
+        layout, data = self._layout, self._data
+        bags = self._each("bag", encode_ids, [(f.column, f) for f in layout.bags], window)
+        sequences = self._each("sequence", encode_ids, [(f.column, f) for f in layout.sequences], window)
+        dense = self._each("dense", encode_dense, [(f.column or f.name, f) for f in layout.dense], window)
+        labels = self._each("label", encode_label, [(task.label, task) for task in self._tasks], window)
+        weights = self._each("weight", encode_weight, [(data.weight, data.weight)] if data.weight else [], window)
+        groups = self._each("group", encode_groups, [(data.group, data.group)] if data.group else [], window)
+        rows = len(window)
         return Encoded(
             self._batch_size,
-            list(dense),
-            list(labels),
-            weights=np.ones(len(window), np.float32) if weight is None else encode_weight(column(weight), weight),
-            groups=None if group is None else encode_groups(column(group), group),
-            sparse=self._keyed(self._layout.bags, bags, len(window)),
-            sequence=self._keyed(self._layout.sequences, sequences, len(window)),
+            dense=self._stack(list(dense), rows),
+            labels=self._stack(list(labels), rows),
+            weights=self._stack(list(weights) or [np.ones(rows, np.float32)], rows)[:, 0],
+            groups=self._stack(list(groups), rows, np.int64)[:, 0] if data.group else None,
+            sparse=self._join(layout.bags, list(bags), rows),
+            sequence=self._join(layout.sequences, list(sequences), rows),
         )
 
     def padding(self) -> Encoded:
-        """One batch of one row of weight 0 without ids, for a rank that has no row in a step that others have."""
-        zero = np.zeros(1, np.float32)
-        none = Ids(np.empty(0, np.int64), np.zeros(1, np.int32))
+        """One batch without rows, for a rank that has none in a step that others have."""
+        size, none = self._batch_size, Ids(np.zeros(0, np.int64), np.zeros(0, np.int32))
         return Encoded(
-            self._batch_size,
-            dense=[zero] * len(self._layout.dense),
-            labels=[zero] * len(self._tasks),
-            weights=zero,
-            groups=None if self._data.group is None else np.zeros(1, np.int64),
-            sparse=self._keyed(self._layout.bags, [none] * len(self._layout.bags), 1),
-            sequence=self._keyed(self._layout.sequences, [none] * len(self._layout.sequences), 1),
+            size,
+            dense=np.zeros((size, len(self._layout.dense)), np.float32),
+            labels=np.zeros((size, len(self._tasks)), np.float32),
+            weights=np.zeros(size, np.float32),
+            groups=None if self._data.group is None else np.zeros(size, np.int64),
+            sparse=self._join(self._layout.bags, [none] * len(self._layout.bags), size),
+            sequence=self._join(self._layout.sequences, [none] * len(self._layout.sequences), size),
         )
 
-    def _keyed(self, features: Sequence[Lookup], ids: Iterable[Ids], rows: int) -> KeyedIds:
-        named = {feature.name: i for feature, i in zip(features, ids, strict=True)}
-        starts = np.arange(0, rows, self._batch_size)
-        cuts = np.zeros((len(named), len(starts) + 1), np.int64)
-        for row, i in zip(cuts, named.values(), strict=True):
-            np.cumsum(np.add.reduceat(i.lengths, starts), out=row[1:])
-        return KeyedIds(named, cuts)
+    def _each(
+        self, kind: str, encode: Callable[[Column, Any], Array], uses: Sequence[tuple[str, Any]], window: Window
+    ) -> Iterable[Array]:
+        """Start to encode each (column, what it is used for); the results come in that order."""
+
+        def one(use: tuple[str, Any], scratch: Scratch) -> Array:
+            return encode(window.column(use[0], scratch), use[1])
+
+        return self._pool.map(one, uses, [self._scratch[f"{kind} {index}"] for index in range(len(uses))])
+
+    def _stack(self, columns: Sequence[np.ndarray], rows: int, dtype: type = np.float32) -> np.ndarray:
+        """`(whole batches, columns)`; zeros after the rows."""
+        stacked = np.empty((-(-rows // self._batch_size) * self._batch_size, len(columns)), dtype)
+        stacked[rows:] = 0
+
+        def copy(low: int) -> None:
+            for index, column in enumerate(columns):
+                stacked[low : min(low + BLOCK, rows), index] = column[low : low + BLOCK]
+
+        _finish(self._pool.map(copy, range(0, rows, BLOCK)))
+        return stacked
+
+    def _join(self, features: Sequence[Lookup], ids: Sequence[Ids], rows: int) -> KeyedIds:
+        size, starts = self._batch_size, np.arange(0, rows, self._batch_size)
+        counts = np.zeros((len(starts), len(ids)), np.int64)  # values of each batch and feature
+        for index, part in enumerate(ids):
+            counts[:, index] = np.add.reduceat(part.lengths, starts) if len(part.lengths) else 0
+        bounds = np.zeros(counts.size + 1, np.int64)
+        np.cumsum(counts.ravel(), out=bounds[1:])
+        values, lengths = np.empty(bounds[-1], np.int64), np.empty((len(starts), len(ids), size), np.int32)
+
+        def copy(index: int) -> None:
+            _copy_lengths(ids[index].lengths, lengths[:, index])
+            _copy_values(ids[index].values, counts[:, index].tolist(), bounds[index :: len(ids)].tolist(), values)
+
+        _finish(self._pool.map(copy, range(len(ids))))
+        return KeyedIds([f.name for f in features], values, bounds[:: max(len(ids), 1)], lengths)
 
 
-def _stack(columns: Sequence[np.ndarray], rows: slice, size: int) -> torch.Tensor:
-    """`(size, columns) float32`; zeros after the rows."""
-    stacked = np.empty((size, len(columns)), np.float32)
-    for index, column in enumerate(columns):
-        stacked[: rows.stop - rows.start, index] = column[rows]
-    stacked[rows.stop - rows.start :] = 0
-    return torch.from_numpy(stacked)
+def _finish(tasks: Iterable[None]) -> None:
+    """Wait, and raise what a task raised."""
+    for _ in tasks:
+        pass
 
 
-def _padded(values: np.ndarray, size: int) -> np.ndarray:
-    """A copy with zeros after the values."""
-    return np.concatenate([values, np.zeros(size - len(values), values.dtype)])
+def _copy_lengths(lengths: np.ndarray, batches: np.ndarray) -> None:
+    """`(rows,)` into `(batches, batch size)`; zeros after the rows."""
+    whole, rest = divmod(len(lengths), batches.shape[1])
+    batches[:whole] = lengths[: len(lengths) - rest].reshape(whole, batches.shape[1])
+    if whole < len(batches):
+        batches[whole, :rest] = lengths[len(lengths) - rest :]
+        batches[whole, rest:] = 0
+
+
+def _copy_values(source: np.ndarray, counts: Sequence[int], starts: Sequence[int], values: np.ndarray) -> None:
+    """The next `counts[b]` of `source` to `starts[b]` of `values`, for each batch b."""
+    low = 0
+    for count, start in zip(counts, starts, strict=False):
+        values[start : start + count] = source[low : low + count]
+        low += count

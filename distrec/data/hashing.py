@@ -16,28 +16,42 @@ import numpy as np
 FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 FNV_PRIME = np.uint64(0x100000001B3)
 MAX_ROWS = 1 << 32  # the reduction uses 32 bits of the hash
+BLOCK = 1 << 14  # keys that are hashed at once: small enough to stay in a core's cache from one pass to the next
 
 
-def rows_of(keys: np.ndarray, rows: int) -> np.ndarray:
-    """Table row of each key: `keys (N,) uint64` -> `(N,) int64` in `[0, rows)`, with `rows <= MAX_ROWS`."""
-    hashed = splitmix64(keys)
-    hashed >>= np.uint64(32)
-    hashed *= np.uint64(rows)
-    hashed >>= np.uint64(32)
-    return hashed.view(np.int64)
+def rows_of(keys: np.ndarray, rows: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Table row of each key: `keys (N,) uint64` -> `(N,) int64` in `[0, rows)`, with `rows <= MAX_ROWS`.
+
+    `out (N,) int64` takes the result; it may be the memory of `keys`.
+    """
+    found = np.empty(len(keys), np.int64) if out is None else out
+    spare = np.empty(min(len(keys), BLOCK), np.uint64)
+    for low in range(0, len(keys), BLOCK):
+        block = found[low : low + BLOCK].view(np.uint64)
+        _mix(keys[low : low + BLOCK], block, spare[: len(block)])
+        block >>= np.uint64(32)
+        block *= np.uint64(rows)
+        block >>= np.uint64(32)
+    return found
 
 
 def splitmix64(keys: np.ndarray) -> np.ndarray:
     """SplitMix64's finalizer, a bijection of 64-bit words: `(N,) uint64` -> a new `(N,) uint64`."""
-    mixed = keys >> np.uint64(30)
-    mixed ^= keys
+    mixed = np.empty_like(keys)
+    _mix(keys, mixed, np.empty_like(keys))
+    return mixed
+
+
+def _mix(keys: np.ndarray, mixed: np.ndarray, shifted: np.ndarray) -> None:
+    """The same into `mixed`, which may be `keys`, by way of `shifted`."""
+    np.right_shift(keys, np.uint64(30), out=shifted)
+    np.bitwise_xor(keys, shifted, out=mixed)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    shifted = mixed >> np.uint64(27)
+    np.right_shift(mixed, np.uint64(27), out=shifted)
     mixed ^= shifted
     mixed *= np.uint64(0x94D049BB133111EB)
     np.right_shift(mixed, np.uint64(31), out=shifted)
     mixed ^= shifted
-    return mixed
 
 
 def fnv1a64(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ from pyarrow import types
 from distrec.config.layout import Lookup
 from distrec.data.columns import is_list, is_string
 from distrec.data.hashing import fnv1a64, rows_of
-from distrec.data.window import Column
+from distrec.data.scratch import Scratch
+from distrec.data.window import Column, valid_bits, without_mask
 from distrec.errors import UserError
 
 
@@ -36,7 +37,7 @@ class Ids:
 
 
 def encode_ids(column: Column, feature: Lookup) -> Ids:
-    """The feature's table rows, oldest first.
+    """The feature's table rows, oldest first; they may lie in the column's scratch.
 
     Nulls and, with `out_of_range = "null"`, ids outside `[0, rows)` are dropped first; then the newest `max_length` of
     what is left stay. Raises `UserError` for an id outside `[0, rows)` with `out_of_range = "error"`.
@@ -44,7 +45,8 @@ def encode_ids(column: Column, feature: Lookup) -> Ids:
     keys = jagged_keys(column)
     if feature.ids == "hash":
         keys = keys.newest(feature.max_length)
-        return Ids(rows_of(keys.values.view(np.uint64), feature.rows), keys.lengths)
+        own = keys.values if keys.values.flags.writeable else None  # not where it is Arrow's
+        return Ids(rows_of(keys.values.view(np.uint64), feature.rows, own), keys.lengths)
     return _in_range(keys, column, feature).newest(feature.max_length)
 
 
@@ -52,29 +54,44 @@ def jagged_keys(column: Column) -> Ids:
     """A column's ids as 64-bit words, without nulls: integers as they are, strings as their FNV-1a 64."""
     if types.is_integer(column.type):
         return _integers(column)
-    values, lengths = column.ordered(), np.ones(len(column), np.int32)
+    values, lengths = column.values, np.ones(len(column), np.int32)
     if is_list(values.type):
         values, lengths = _flatten(values)
     if types.is_dictionary(values.type) and (values.dictionary.null_count or not is_string(values.type.value_type)):
         values = values.dictionary_decode()
-    if not values.null_count:
-        return Ids(_words(values), lengths)
-    before = _bounds(values.is_valid().to_numpy(zero_copy_only=False))
-    return Ids(_words(values.drop_null()), np.diff(before[_bounds(lengths)]).astype(np.int32))
+    if values.null_count:
+        before = _bounds(valid_bits(values))
+        values, lengths = values.drop_null(), np.diff(before[_bounds(lengths)]).astype(np.int32)
+    keys = Ids(_words(values), lengths)
+    return keys if column.order is None else _arranged(keys, column.order, column.scratch)
+
+
+def _arranged(ids: Ids, order: np.ndarray, scratch: Scratch) -> Ids:
+    """The rows in another order: row `i` of the result is row `order[i]`."""
+    lengths, firsts = ids.lengths[order], _bounds(ids.lengths)[:-1][order]
+    filled = np.flatnonzero(lengths)
+    counts, firsts = lengths[filled], firsts[filled]
+    chosen = scratch.passing("chosen", len(ids.values), np.int64)
+    chosen.fill(1)  # from a value to the next one; but from a row's last value to the next row's first:
+    if len(filled):
+        chosen[0] = firsts[0]
+        chosen[np.cumsum(counts[:-1])] = firsts[1:] - (firsts[:-1] + counts[:-1] - 1)
+    np.cumsum(chosen, out=chosen)
+    return Ids(np.take(ids.values, chosen, out=scratch.lasting("values", len(chosen), np.int64), mode="clip"), lengths)
 
 
 def _integers(column: Column) -> Ids:
     """The common case, one integer or null a row."""
-    values = column.arrange(_words(_without_mask(column.values)))
+    count, scratch = len(column), column.scratch
+    words = [_words(without_mask(chunk)) for chunk in column.chunks]
     if not column.values.null_count:
-        return Ids(values, np.ones(len(column), np.int32))
-    valid = column.arrange(column.values.is_valid().to_numpy(zero_copy_only=False))
-    return Ids(values[valid], valid.astype(np.int32))
-
-
-def _without_mask(values: pa.Array) -> pa.Array:
-    """The same memory, with whatever lies under the nulls."""
-    return pa.Array.from_buffers(values.type, len(values), [None, values.buffers()[1]], offset=values.offset)
+        return Ids(column.arrange(words, scratch.lasting("values", count, np.int64)), np.ones(count, np.int32))
+    every, valid = column.arrange(words, scratch.passing("words", count, np.int64)), column.valid()
+    kept = np.flatnonzero(valid)
+    values = np.take(every, kept, out=scratch.lasting("values", len(kept), np.int64), mode="clip")
+    lengths = scratch.lasting("lengths", count, np.int32)
+    np.copyto(lengths, valid)
+    return Ids(values, lengths)
 
 
 def _flatten(lists: pa.Array) -> tuple[pa.Array, np.ndarray]:

@@ -15,8 +15,9 @@ import pyarrow as pa
 from distrec.batch import Batch, Position
 from distrec.config.layout import Layout
 from distrec.config.schema import Data, Task
-from distrec.data.collate import Encoded, Encoder
+from distrec.data.collate import Encoder
 from distrec.data.deal import Dealt, Order, Piece, cut, resume
+from distrec.data.encoded import Encoded
 from distrec.data.parquet import RECORD_BATCH, Dataset
 from distrec.data.prefetch import Prefetch
 from distrec.data.window import Window

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import types
 
+from distrec.data.scratch import Scratch
 from distrec.errors import UserError
 
 
@@ -15,29 +17,47 @@ from distrec.errors import UserError
 class Column:
     """One column of a window. Row `i` below is the i-th row in reading order."""
 
-    values: pa.Array  # in file order
+    values: pa.Array | pa.ChunkedArray  # in file order; chunked only where the type is primitive
     order: np.ndarray | None  # (n,) int64: reading order as rows of `values`; None: as they stand
     source: Callable[[int], str]  # a row of `values` -> its file and row, for messages
+    scratch: Scratch = field(default_factory=Scratch)  # what is made of the column lives there
 
     @property
     def type(self) -> pa.DataType:
         """Arrow type."""
         return self.values.type
 
+    @property
+    def chunks(self) -> list[pa.Array]:
+        """The values, one chunk at least."""
+        return self.values.chunks if isinstance(self.values, pa.ChunkedArray) else [self.values]
+
     def __len__(self) -> int:
         return len(self.values)
 
-    def ordered(self) -> pa.Array:
-        """The values in reading order."""
-        return self.values if self.order is None else self.values.take(pa.array(self.order))
+    def arrange(self, parts: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
+        """`parts`, one a chunk, from file order to reading order, into `out (n,)`, which is returned."""
+        if self.order is None:
+            return np.concatenate(parts, out=out)
+        # First in sequence into the core's cache: a gather from memory would wait for each line. And "clip", as "raise"
+        # would go through a buffer: every index lies within.
+        near = np.concatenate(parts, out=self.scratch.passing("near", len(out), out.dtype))
+        return np.take(near, self.order, out=out, mode="clip")
 
-    def arrange(self, array: np.ndarray) -> np.ndarray:
-        """`array (n, ...)`, from file order to reading order. Several times faster than Arrow's `take`."""
-        return array if self.order is None else array[self.order]
+    def valid(self) -> np.ndarray:
+        """`(n,) bool`, in reading order: false where the value is null."""
+        return self.arrange([valid_bits(chunk) for chunk in self.chunks], self.scratch.passing("valid", len(self), np.bool_))
 
     def where(self, row: int) -> str:
         """The file of row `row`, and its row there."""
-        return self.source(row if self.order is None else int(self.order[row]))
+        return self.source(self._in_file_order(row))
+
+    def value(self, row: int) -> object:
+        """What row `row` holds, for messages."""
+        return self.values[self._in_file_order(row)].as_py()
+
+    def _in_file_order(self, row: int) -> int:
+        return row if self.order is None else int(self.order[row])
 
 
 @dataclass(frozen=True)
@@ -51,10 +71,28 @@ class Window:
     def __len__(self) -> int:
         return self.table.num_rows
 
-    def column(self, name: str) -> Column:
+    def column(self, name: str, scratch: Scratch | None = None) -> Column:
         """A column as one array. Raises `UserError` for one that Arrow's 32-bit offsets cannot address."""
+        values = self.table.column(name)
+        if types.is_primitive(values.type):
+            return Column(values, self.order, self.source, scratch or Scratch())
         try:
-            return Column(pa.concat_arrays(self.table.column(name).chunks), self.order, self.source)
+            return Column(pa.concat_arrays(values.chunks), self.order, self.source, scratch or Scratch())
         except pa.ArrowInvalid as error:
             fix = "lower data.shuffle_window, or write it as large_string or large_list"
             raise UserError(f"column {name!r}: {len(self)} rows do not fit into one array ({error}); {fix}") from error
+
+
+def valid_bits(values: pa.Array) -> np.ndarray:
+    """`(n,) bool`, in file order: false where the value is null."""
+    bitmap = values.buffers()[0] if values.null_count else None
+    if bitmap is None:
+        return np.full(len(values), not values.null_count)
+    skipped, first = divmod(values.offset, 8)
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8)[skipped:], count=first + len(values), bitorder="little")
+    return bits[first:].view(np.bool_)
+
+
+def without_mask(values: pa.Array) -> pa.Array:
+    """The same memory, with whatever lies under the nulls."""
+    return pa.Array.from_buffers(values.type, len(values), [None, values.buffers()[1]], offset=values.offset)

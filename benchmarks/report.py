@@ -1,0 +1,138 @@
+"""What a benchmark leaves: a table on screen, and JSON and a picture under `results/<device>/`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import Case, Variant
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "numpy")
+SIZES = ("tiny", "short", "full")
+
+
+def options(question: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options that every benchmark takes: `size`, `rounds`, `out`."""
+    parser = argparse.ArgumentParser(description=question)
+    parser.add_argument("--size", choices=SIZES, default="full", help="tiny: does it run; short: `make bench`; full")
+    parser.add_argument("--rounds", type=int, help="counted rounds; default: by size")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON and pictures")
+    chosen = parser.parse_args(argv)
+    chosen.rounds = chosen.rounds or {"tiny": 1, "short": 3, "full": 7}[chosen.size]
+    return chosen
+
+
+def publish(
+    name: str, question: str, cases: Sequence[Case], chosen: argparse.Namespace, device: str = "cpu", **facts: Any
+) -> Path:
+    """Print the cases, and write `<out>/<device>/<name>.json` and `.png`; returns the JSON's path."""
+    for case in cases:
+        Console(width=120).print(table(case))
+    folder = chosen.out / device
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {
+        "benchmark": name,
+        "question": question,
+        "command": f"python -m benchmarks.{name} --size {chosen.size} --rounds {chosen.rounds}",
+        "when": time.strftime("%Y-%m-%d", time.gmtime()),
+        "device": device,
+        "machine": machine(device),
+        "versions": versions(),
+        "facts": facts,
+        "cases": [case.to_json() for case in cases],
+    }
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    draw(question, cases, path.with_suffix(".png"))
+    return path
+
+
+def table(case: Case) -> Table:
+    """A case for the screen."""
+    shown = Table(title=f"{case.name} ({case.unit})", title_justify="left")
+    second = [case.also[0]] if case.also else []
+    for column in ("variant", "median", "min", "max", f"over {case.reference}", *second, "CPU s a run", "peak MiB"):
+        shown.add_column(column, justify="left" if column == "variant" else "right")
+    for variant in case.variants.values():
+        shown.add_row(*row(case, variant))
+    return shown
+
+
+def row(case: Case, variant: Variant) -> list[str]:
+    """A variant's cells."""
+    rate, ratio = variant.rate, case.ratios()[variant.name]
+    cells = [variant.name, *(short(value) for value in (rate.median, rate.min, rate.max))]
+    cells.append(f"{ratio.median:.3g} ({ratio.min:.3g} to {ratio.max:.3g})")
+    if case.also:
+        cells.append(short(rate.median * case.also[1]))
+    cells.append(short(median(variant.cpu_s)) if variant.cpu_s else "")
+    cells.append("" if variant.peak_mib is None else f"{variant.peak_mib:,.0f}")
+    return cells
+
+
+def short(value: float) -> str:
+    """Four digits at most, or whole numbers."""
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def draw(question: str, cases: Sequence[Case], path: Path) -> None:
+    """A bar a variant at its median, with a line from the slowest round to the fastest."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.2 + 1.9 * len(cases)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(question, fontsize=11)
+    for axes, case in zip(figure.subplots(len(cases), 1, squeeze=False)[:, 0], cases, strict=True):
+        rates = [variant.rate for variant in case.variants.values()]
+        spread = [[r.median - r.min for r in rates], [r.max - r.median for r in rates]]
+        axes.barh(list(case.variants), [r.median for r in rates], xerr=spread, color="#4c78a8", ecolor="#333333", capsize=3)
+        axes.set_title(f"{case.name} ({case.unit})", fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.invert_yaxis()
+    figure.savefig(path, dpi=110)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers depend on."""
+    facts = {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 1),
+    }
+    return facts | ({"accelerator": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that do the work."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def quiet() -> None:
+    """Benchmarks print tables, and what dependencies say in normal operation is none of them."""
+    from distrec.log import quiet_dependencies
+
+    quiet_dependencies()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

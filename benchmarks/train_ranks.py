@@ -1,0 +1,177 @@
+"""The loops that `benchmarks.train` compares, on the ranks of one run. Usage: FOLDER SIZE ROUNDS."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from benchmarks.criteo_shape import config_values
+from benchmarks.harness import Run, compare
+from benchmarks.report import quiet
+from distrec import dist
+from distrec.batch import Batch, KeyedJaggedTensor
+from distrec.config.load import parse
+from distrec.config.schema import Config
+from distrec.embeddings import tables
+from distrec.engine import Engine, make_task
+from distrec.trainer import Trainer, build
+
+SIZES = {  # rows a table, embedding dim, rows a batch, steps a run, steps of the slow unsharded loop
+    "tiny": (1_000, 8, 64, 3, 1),
+    "short": (200_000, 64, 2048, 10, 1),
+    "full": (200_000, 64, 2048, 25, 2),
+}
+DISTINCT_BATCHES = 8
+WARMUP = 2  # rounds in which kernels are loaded and memory pools grow
+BARE = "bare TorchRec loop"
+
+
+def main(folder: Path, size: str, rounds: int) -> None:
+    """Measure; rank 0 writes `ranks-N.json`."""
+    quiet()
+    table_rows, dim, batch_size, steps, slow_steps = SIZES[size]
+    ranks = dist.start("cpu")
+    values = config_values(
+        folder / "rows", folder / f"run-{ranks.world}", lists=0, rows=table_rows, dim=dim, batch_size=batch_size
+    )
+    config = parse(values)
+    loops = Loops(config, ranks, steps, slow_steps)
+    facts = {"ranks": ranks.world, "tables": 26, "table_rows": table_rows, "dim": dim, "batch_size": batch_size, "steps": steps}
+    words = "1 rank" if ranks.world == 1 else f"{ranks.world} ranks"
+    found = compare(words, "rows/s", steps * batch_size * ranks.world, loops.runs(), BARE, rounds, WARMUP, None, **facts)
+    if ranks.first:
+        (folder / f"ranks-{ranks.world}.json").write_text(json.dumps(found.to_json()))
+    dist.stop()
+
+
+class Loops:
+    """Each loop, with a model of its own."""
+
+    def __init__(self, config: Config, ranks: dist.Ranks, steps: int, slow_steps: int):
+        self.config, self.ranks, self.steps, self.slow_steps = config, ranks, steps, slow_steps
+        self.trainer = build(config, ranks, None)
+        self.bare, self.optimizer = bare_pipeline(config, ranks)
+        with closing(self.trainer.readers["train"].batches()) as batches:
+            self.made = list(itertools.islice(batches, DISTINCT_BATCHES))
+
+    def runs(self) -> dict[str, Run]:
+        """By name. The unsharded loop is not a thing of several ranks."""
+        runs: dict[str, Run] = {
+            "distrec, from Parquet": partial(from_parquet, self.trainer, self.steps),
+            "distrec, batches made before": lambda: self.trainer.train(self.batches(self.steps), self.steps),
+            BARE: self._bare,
+            "dense part alone": partial(dense_alone, *dense_part(self.config, self.ranks), self.made, self.config, self.steps),
+        }
+        if self.ranks.world == 1:
+            runs["unsharded, torch's Adagrad"] = partial(unsharded, *whole(self.config), self.made, self.steps, self.slow_steps)
+        return runs
+
+    def batches(self, count: int) -> Iterator[Batch]:
+        """The batches made before, in turn, without what a use of them has cached."""
+        return (fresh(batch) for batch in itertools.islice(itertools.cycle(self.made), count))
+
+    def _bare(self) -> None:
+        batches = self.batches(self.steps)
+        for _ in range(self.steps):
+            self.bare.progress(batches)
+
+
+def from_parquet(trainer: Trainer, steps: int) -> float:
+    """Seconds of `steps` steps, from the arrival of the first batch."""
+    with closing(trainer.readers["train"].batches()) as batches:
+        first = next(batches)
+        torch.distributed.barrier()
+        began = perf_counter()
+        trainer.train(itertools.chain([first], batches), steps)
+        return perf_counter() - began
+
+
+def bare_pipeline(config: Config, ranks: dist.Ranks) -> tuple[TrainPipelineSparseDist, CombinedOptimizer]:
+    """What TorchRec's documentation builds, around the same model and plan."""
+    model = Engine.build(config, ranks).model
+    model.train()
+    dense = dict(in_backward_optimizer_filter(model.named_parameters()))
+    adam = KeyedOptimizerWrapper(dense, lambda parameters: torch.optim.Adam(parameters, lr=config.optimizer.dense.lr))
+    optimizer = CombinedOptimizer([model.fused_optimizer, adam])
+    return TrainPipelineSparseDist(model, optimizer, ranks.device, execute_all_batches=True), optimizer
+
+
+def dense_part(config: Config, ranks: dist.Ranks) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model without its tables."""
+    head: nn.Module = make_task(config, ranks.device)[0].head
+    if ranks.world > 1:
+        head = DistributedDataParallel(head)
+    return head, torch.optim.Adam(head.parameters(), lr=config.optimizer.dense.lr)
+
+
+def dense_alone(head: nn.Module, optimizer: torch.optim.Optimizer, made: list[Batch], config: Config, steps: int) -> None:
+    """Train on vectors that need a gradient, as looked-up rows do."""
+    names = [feature.name for feature in config.features.sparse]
+    dims = [config.tables[feature.table].dim for feature in config.features.sparse]
+    vectors = torch.randn(config.data.batch_size, sum(dims), requires_grad=True)
+    for batch in itertools.islice(itertools.cycle(made), steps):
+        vectors.grad = None
+        optimizer.zero_grad()
+        learn(head, optimizer, batch, KeyedTensor(names, dims, vectors))
+
+
+def whole(config: Config) -> tuple[nn.Module, nn.Module, list[torch.optim.Optimizer]]:
+    """The collection as it is before sharding, with dense gradients; and the model on top."""
+    task, features = make_task(config, torch.device("cpu"))
+    collection: Any = tables.build(features, config.tables, device="cpu").bags
+    for weight in collection.parameters():
+        nn.init.uniform_(weight, -0.01, 0.01)
+    sparse = torch.optim.Adagrad(collection.parameters(), lr=config.optimizer.sparse.lr)
+    return task.head, collection, [sparse, torch.optim.Adam(task.head.parameters(), lr=config.optimizer.dense.lr)]
+
+
+def unsharded(
+    head: nn.Module,
+    collection: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    made: list[Batch],
+    steps: int,
+    measured: int,
+) -> float:
+    """Seconds of `steps` steps, scaled up from `measured` of them."""
+    began = perf_counter()
+    for batch in itertools.islice(itertools.cycle(made), measured):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        learn(head, optimizers[0], batch, collection(fresh(batch).sparse))
+        optimizers[1].step()
+    return (perf_counter() - began) * steps / measured
+
+
+def learn(head: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, pooled: KeyedTensor) -> None:
+    """Loss, backward, update."""
+    loss, _ = head(batch.dense, pooled, None, batch.labels, batch.weights, batch.normalizer, batch.groups)
+    loss.backward()
+    optimizer.step()
+
+
+def fresh(batch: Batch) -> Batch:
+    """The same data in a new `KeyedJaggedTensor`: the old one holds what was worked out from its lengths."""
+    ids = batch.sparse
+    assert ids is not None
+    return replace(batch, sparse=KeyedJaggedTensor(ids.keys(), ids.values(), lengths=ids.lengths(), stride=ids.stride()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

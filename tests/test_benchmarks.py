@@ -1,0 +1,89 @@
+"""The harness counts right, and every benchmark runs in its smallest form and leaves what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.harness import Case, Spread, Variant, compare
+
+ROOT = Path(__file__).parents[1]
+NAMES = {  # a benchmark, and the variants that it must measure
+    "input": {"PyArrow, all threads", "PyArrow, one thread", "distrec", "row by row", "default collate"},
+    "embedding": {"distrec's layer", "FBGEMM's kernel", "torch, sparse gradients", "copy of the floor's bytes"},
+    "train": {"distrec, from Parquet", "distrec, batches made before", "bare TorchRec loop", "dense part alone"},
+    "start": {"all", "python", "imports", "process group", "build", "first step", "import torch"},
+    "checkpoint": {"distrec, save", "disk, write and fsync"},
+}
+
+
+def test_there_is_a_test_for_every_benchmark() -> None:
+    programs = {p.stem for p in (ROOT / "benchmarks").glob("*.py") if "argv: Sequence[str]" in p.read_text(encoding="utf-8")}
+    assert programs - {"report"} == set(NAMES)
+
+
+def test_variants_run_by_turns_and_the_warmup_does_not_count() -> None:
+    ran: list[str] = []
+    seconds = {"a": iter([9.0, 1.0, 4.0, 2.0]), "b": iter([9.0, 2.0, 2.0, 2.0])}
+
+    def run(name: str) -> float:
+        ran.append(name)
+        return next(seconds[name])
+
+    case = compare("c", "rows/s", 8, {name: lambda name=name: run(name) for name in "ab"}, "b", rounds=3)
+    assert ran == list("abababab")
+    assert case.variants["a"].rates == [8.0, 2.0, 4.0]
+    assert case.variants["a"].rate == Spread(median=4.0, min=2.0, max=8.0)
+    assert case.ratios()["a"] == Spread(median=1.0, min=0.5, max=2.0)  # pair by pair: 2, 1/2, 1
+
+
+def test_a_run_that_says_nothing_is_timed_by_the_wall() -> None:
+    import time
+
+    case = compare("c", "rows/s", 1, {"a": lambda: time.sleep(0.05)}, "a", rounds=1, warmup=0)
+    assert 1 / 0.2 < case.variants["a"].rates[0] < 1 / 0.05
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
+def test_the_peak_is_that_of_the_variant_alone() -> None:
+    def small() -> None:
+        pass
+
+    def large() -> None:
+        np.ones(64 * 2**17).sum()  # 64 MiB
+
+    case = compare("c", "x/s", 1, {"before": small, "large": large, "after": small}, "large", rounds=1, warmup=0)
+    before, most, after = (case.variants[name].peak_mib or 0.0 for name in ("before", "large", "after"))
+    assert most - before > 50
+    assert most - after > 50
+
+
+def test_a_case_survives_json() -> None:
+    case = Case("c", "rows/s", "a", {"a": Variant("a", [1.0, 2.0], [0.5, 0.5], None)}, {"rows": 3}, ("GB/s", 2.0))
+    assert Case.from_json(json.loads(json.dumps(case.to_json()))) == case
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_and_leaves_json_and_a_picture(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--size", "tiny", "--rounds", "2", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads((tmp_path / "cpu" / f"{name}.json").read_text())
+    assert (tmp_path / "cpu" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert found["versions"]["torch"]
+    assert found["machine"]["cores"] > 0
+    assert str(tmp_path) not in json.dumps(found)
+    assert NAMES[name] <= {variant for case in found["cases"] for variant in case["variants"]}
+    for case in found["cases"]:
+        assert case["reference"] in case["variants"]
+        for variant in case["variants"].values():
+            assert len(variant["rounds"]) == 2
+            assert 0 < variant["rate"]["min"] <= variant["rate"]["median"] <= variant["rate"]["max"]
