@@ -105,7 +105,7 @@ def test_a_missing_key_is_named() -> None:
         ("tables.user.dims=8", "  tables.user.dims: no such key; did you mean 'dim'?"),
         ("tables.user.optimizer.rl=1", "  tables.user.optimizer.rl: no such key; did you mean 'lr'?"),
         ("features.sparse.0.tabel=user", "  features.sparse.0.tabel: no such key; did you mean 'table'?"),
-        ("features.sequence.0.pooling=sum", "  features.sequence.0.pooling: no such key; known: name, column, table, ids"),
+        ("features.sequence.0.sum=sum", "  features.sequence.0.sum: no such key; known: name, column, table, ids"),
         ("optimizer.schedule.warm_up=3", "  optimizer.schedule.warm_up: no such key; did you mean 'warmup_steps'?"),
         ("tasks=[{ weigth = 2.0 }]", "  tasks.0.weigth: no such key; did you mean 'weight'?"),
     ],

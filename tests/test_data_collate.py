@@ -14,6 +14,7 @@ from test_data_hashing import reference_fnv, reference_mix, reference_row
 
 from distrec.config.layout import Lookup
 from distrec.config.schema import DenseFeature, SequenceFeature, SparseFeature, Table, Task
+from distrec.data.encoded import KeyedIds
 from distrec.data.ids import encode_ids, jagged_keys
 from distrec.data.numbers import encode_dense
 from distrec.data.window import Column, Window
@@ -227,6 +228,15 @@ def test_features_lie_in_the_layouts_order_with_kernel_types(tmp_path):
         torch.float32,
     )
     assert (batch.dense.shape, batch.labels.shape, batch.groups) == ((2, 0), (2, 0), None)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_batch_that_is_not_full_lies_in_one_piece(rows):
+    ids = KeyedIds(["a", "b"], np.arange(4), np.array([0, 4]), np.array([[[1, 1, 0], [1, 1, 0]]], np.int32))
+    batch = ids.batch(0, rows)
+    assert batch is not None
+    assert batch.lengths().is_contiguous()  # the kernels go by the pointer, not by the strides
+    assert batch.lengths().tolist() == [1] * 2 * rows
 
 
 def test_without_id_features_there_are_no_jagged_parts(tmp_path):

@@ -23,10 +23,11 @@ class KeyedIds:
         """Batch `index`, of `size` rows, padding included: int64 values, int32 lengths; None without features."""
         if not self.features:
             return None
+        lengths = np.ascontiguousarray(self.lengths[index, :, :size])  # FBGEMM reads past the strides of a shorter batch
         return KeyedJaggedTensor(
             keys=self.features,
             values=torch.from_numpy(self.values[self.ends[index] : self.ends[index + 1]]),
-            lengths=torch.from_numpy(self.lengths[index, :, :size].reshape(-1)),
+            lengths=torch.from_numpy(lengths.reshape(-1)),
             stride=size,
         )
 
