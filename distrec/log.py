@@ -23,11 +23,14 @@ DEPENDENCY_WARNINGS = [
     (FutureWarning, "`torch.distributed.reduce_scatter_tensor` is deprecated"),
     (FutureWarning, "`torch.distributed.all_gather_into_tensor` is deprecated"),
     (UserWarning, "fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel was not registered"),
+    (UserWarning, "`_get_pg_default_device` will be deprecated"),  # this and the next: torchrec 1.6 with torch 2.11
+    (UserWarning, "Multiple backends are registered with this ProcessGroup"),
 ]
 # The same of what they log with the root logger.
 DEPENDENCY_MESSAGES = (
     "Sharding spec not found",  # replicated tables have none
     "Could not determine LOCAL_WORLD_SIZE",  # a process on its own was started by no agent that would have set it
+    "\n            \x1b[33m\n            _fbgemm_torch_compat_table has no entry",  # fbgemm 1.6 does not know its own release
 )
 
 
