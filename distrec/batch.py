@@ -58,8 +58,11 @@ class Batch(Pipelineable):
         return self._each(lambda part: part.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory, from which a GPU copies without waiting."""
-        return self._each(lambda part: part.pin_memory())
+        """A copy in page-locked memory, from which a GPU copies while the host goes on.
+
+        The ids of each key are counted first: TorchRec needs the counts on the host, and would wait for the GPU to give them.
+        """
+        return self._each(lambda part: (part.sync() if isinstance(part, KeyedJaggedTensor) else part).pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory until `stream` has used it."""

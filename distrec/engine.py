@@ -175,6 +175,7 @@ def open_reader(engine: Engine, split: str) -> Reader:
         seed=config.train.seed,
         batch_size=config.data.batch_size if training else config.data.eval_batch_size,
         shuffle=None if training else False,
+        pin_memory=ranks.device.type == "cuda",
     )
 
 

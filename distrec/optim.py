@@ -48,8 +48,18 @@ class ReplicatedTables(torch.optim.Optimizer):
         for group in self.param_groups:
             group["step"] += 1
             for weight in group["params"]:
-                rows = weight.grad.ne(0).any(dim=1).nonzero().squeeze(1)
+                rows = rows_to_update(weight.grad)
                 self._update(weight, rows, weight.grad[rows].float(), self.state[weight], group)
+
+
+def rows_to_update(grad: Tensor) -> Tensor:
+    """Indices (R,) of the rows of `grad` (rows, D) that are not zero; on a GPU all, because the host would wait for their number.
+
+    Without a gradient no update below moves a row.
+    """
+    if grad.is_cuda:
+        return torch.arange(len(grad), device=grad.device)
+    return grad.ne(0).any(dim=1).nonzero().squeeze(1)
 
 
 def _sgd(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, group: dict) -> None:
@@ -70,11 +80,14 @@ def _rowwise_adagrad(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, gr
 
 def _adam(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, group: dict) -> None:
     first, second = group["betas"]
-    mean = state["momentum1"][rows].mul_(first).add_(grad, alpha=1 - first)
-    square = state["momentum2"][rows].mul_(second).addcmul_(grad, grad, value=1 - second)
+    moved = grad.ne(0).any(dim=1, keepdim=True)
+    mean, square = state["momentum1"][rows], state["momentum2"][rows]
+    mean = torch.where(moved, (mean * first).add_(grad, alpha=1 - first), mean)
+    square = torch.where(moved, (square * second).addcmul_(grad, grad, value=1 - second), square)
     state["momentum1"][rows], state["momentum2"][rows] = mean, square
     mean, square = mean / (1 - first ** group["step"]), square / (1 - second ** group["step"])
-    weight.index_add_(0, rows, (mean / (square.sqrt() + group["eps"])).to(weight.dtype), alpha=-group["lr"])
+    change = torch.where(moved, mean / (square.sqrt() + group["eps"]), 0.0)
+    weight.index_add_(0, rows, change.to(weight.dtype), alpha=-group["lr"])
 
 
 UPDATES: dict[str, Callable[[Tensor, Tensor, Tensor, dict, dict], None]] = {

@@ -33,7 +33,7 @@ class RunningStatistics:
     def finite(self) -> Tensor:
         """() bool. The variance of extreme values overflows, and what it divides is 0: the loss looks sound and is not."""
         flags = [buffer.isfinite().all() for buffer in self._buffers]
-        return torch.stack(flags).all() if flags else torch.tensor(True, device=self._device)
+        return torch.stack(flags).all() if flags else torch.ones((), dtype=torch.bool, device=self._device)
 
     @torch.no_grad()
     def average(self) -> None:

@@ -248,6 +248,26 @@ def test_an_error_names_the_row_in_its_file_after_shuffling_and_resharding(tmp_p
         read_ranks(folder, 2, start, batch_size=3, window=6)
 
 
+def test_batches_for_a_gpu_are_pinned_in_the_background_with_the_ids_of_each_key_counted(folder, monkeypatch):
+    """There is no page-locked memory without a GPU, so its place is taken by a copy that says which thread made it."""
+    pinned, plain = [], list(numbered_reader(folder, batch_size=4).batches(epochs=1))
+
+    def pin(tensor):
+        pinned.append((tensor.data_ptr(), threading.current_thread().name))
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batches = list(numbered_reader(folder, batch_size=4, pin_memory=True).batches(epochs=1))
+    assert len(batches) == len(plain)
+    assert all(same(a, b) for a, b in zip(batches, plain, strict=True))
+    assert {thread for _, thread in pinned} == {"distrec-collate"}
+    tensors = 4 + 2  # of a batch; and of its ids
+    assert len(pinned) == tensors * len(batches)
+    for batch in batches:
+        assert batch.sparse._length_per_key == [int(batch.sparse.lengths().sum())]  # one key, counted before any is asked
+        assert batch.sparse.to(torch.device("cpu"))._length_per_key is not None
+
+
 def test_waiting_is_measured(folder):
     reader = numbered_reader(folder)
     list(reader.batches(epochs=1))

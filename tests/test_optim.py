@@ -12,7 +12,7 @@ import torch
 from small_run import values, write_rows
 from torch import nn
 
-from distrec import dist
+from distrec import dist, optim
 from distrec.config.load import parse
 from distrec.config.schema import DenseOptimizer, Schedule, SparseOptimizer
 from distrec.engine import Engine, open_reader
@@ -93,6 +93,14 @@ TWO_STEPS: dict[str, Callable[[float, float], tuple[float, dict[str, float]]]] =
 }
 
 
+@pytest.fixture(params=["rows with a gradient", "all rows"])
+def rows_given(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which rows an update is given: as on CPU, and as on a GPU."""
+    if request.param == "all rows":
+        monkeypatch.setattr(optim, "rows_to_update", lambda grad: torch.arange(len(grad)))
+
+
+@pytest.mark.usefixtures("rows_given")
 @pytest.mark.parametrize("name", TWO_STEPS)
 def test_a_replicated_row_moves_by_the_formula(name: str) -> None:
     weight = nn.Parameter(torch.zeros(3, 4))
@@ -108,6 +116,7 @@ def test_a_replicated_row_moves_by_the_formula(name: str) -> None:
         assert optimizer.state[weight][slot][1].tolist() == pytest.approx([value] * 4, rel=1e-5)
 
 
+@pytest.mark.usefixtures("rows_given")
 def test_rowwise_adagrad_keeps_one_number_a_row() -> None:
     weight = nn.Parameter(torch.zeros(2, 4))
     optimizer = ReplicatedTables([weight], SparseOptimizer(name="rowwise_adagrad", lr=0.1))
@@ -117,6 +126,7 @@ def test_rowwise_adagrad_keeps_one_number_a_row() -> None:
     assert weight[1].tolist() == pytest.approx([-0.1 / math.sqrt(7)] * 3 + [-0.5 / math.sqrt(7)], abs=1e-6)
 
 
+@pytest.mark.usefixtures("rows_given")
 @pytest.mark.parametrize("name", ["adagrad", "rowwise_adagrad", "adam"])
 def test_rows_without_gradient_keep_weights_and_moments(name: str) -> None:
     weight = nn.Parameter(torch.ones(4, 4))

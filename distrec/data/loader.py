@@ -43,11 +43,16 @@ class Reader:
         seed: int = 0,
         batch_size: int | None = None,
         shuffle: bool | None = None,
+        pin_memory: bool = False,
     ):
-        """`batch_size` (rows a rank and step) and `shuffle` are those of `data` unless given."""
+        """`batch_size` (rows a rank and step) and `shuffle` are those of `data` unless given.
+
+        `pin_memory` copies each batch into page-locked memory, in the background: for training on a GPU.
+        """
         self.dataset, self.data, self.layout, self.tasks = dataset, data, layout, tasks
         self.rank, self.world = rank, world
         self.batch_size = batch_size or data.batch_size
+        self.pin_memory = pin_memory
         self.order = Order(seed, data.shuffle if shuffle is None else shuffle, data.shuffle_window)
         self.wait_s = 0.0  # seconds the consumer has waited for batches
 
@@ -96,7 +101,8 @@ class Reader:
             pad = (encoder.padding(), 0)
             with closing(self._encoded(dealt, encoder)) as rows:
                 for step, (encoded, index) in zip(range(dealt.step, dealt.steps), chain(rows, repeat(pad)), strict=False):
-                    yield encoded.batch(index, dealt.size(step), real[step] / self.world, dealt.position(step + 1))
+                    batch = encoded.batch(index, dealt.size(step), real[step] / self.world, dealt.position(step + 1))
+                    yield batch.pin_memory() if self.pin_memory else batch
 
     def _encoded(self, dealt: Dealt, encoder: Encoder) -> Generator[tuple[Encoded, int], None, None]:
         """For each step in which this rank has rows: the window, and the index of the step's batch in it."""

@@ -27,7 +27,7 @@ class TableUse:
         for name, ids in features:
             table = self._table[name]
             counts = self.buckets[table]
-            counts += torch.bincount(ids * len(counts) // self._rows[table], minlength=len(counts))
+            counts.index_add_(0, ids * len(counts) // self._rows[table], torch.ones_like(ids))  # bincount waits for a GPU
             self.ids[name] += len(ids)
 
     def merge(self, ranks: dist.ProcessGroup) -> None:
