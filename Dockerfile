@@ -1,12 +1,13 @@
 # syntax=docker/dockerfile:1
 # docker build -t distrec .                          CUDA (torch's wheels carry the CUDA libraries; the node needs a driver)
 # docker build -t distrec:cpu --build-arg DEVICE=cpu .
-FROM python:3.12-slim
+FROM python:3.12-slim-bookworm
 
 ARG DEVICE=cuda
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# FBGEMM's and Faiss's wheels link OpenMP but do not bring it.
+# FBGEMM's and Faiss's wheels link OpenMP but do not bring it. A pinned version would stop to build when Debian replaces it.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/*
@@ -21,12 +22,13 @@ RUN pip install --no-deps --requirement requirements/${DEVICE}.txt
 
 COPY pyproject.toml README.md ./
 COPY distrec distrec
-RUN pip install --no-deps --editable .
+# With the closure's own setuptools: in isolation, pip would fetch whatever is the newest.
+RUN pip install --no-deps --no-build-isolation --editable .
 COPY configs configs
 
-# Runs, data and a patched workspace are written here by a user who is nobody in particular on the host.
+# Runs, data and a patched workspace are written here. By number, so that Kubernetes can tell that it is not root.
 RUN useradd --uid 1000 --create-home distrec && mkdir -p runs data && chown -R distrec:distrec /app
-USER distrec
+USER 1000:1000
 
 # No ENTRYPOINT: TorchX gives the whole command (bash -c 'exec python -m distrec.agent ...'), and on some schedulers an
 # entrypoint would be put before it.
