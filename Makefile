@@ -1,18 +1,20 @@
 # make train   set-up, a dataset, and a training run in two processes through TorchX
 # make test    every check and the whole suite
 # make bench   a short pass of every benchmark, in some minutes
+# make gpu     on a machine with a GPU: the tests that others skip, and the benchmarks on it
 # make help    the rest
 
 PYTHON ?= python3.11
 VENV   ?= .venv
+DEVICE ?= cpu
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: help install data train check test test-slow bench docs clean
+.PHONY: help install data train check test test-slow bench gpu docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "make install      .venv with the pinned CPU closure"
+	@echo "make install      .venv with the pinned CPU closure; DEVICE=cuda: with that for GPUs"
 	@echo "make check        format, lint, types"
 	@echo "make test-slow    the tests that 'make test' leaves out"
 	@echo "make docs         docs/config.md, from the config's schema"
@@ -20,10 +22,10 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): requirements/torch-cpu.txt requirements/cpu.txt requirements/dev.txt pyproject.toml
+$(STAMP): requirements/torch-$(DEVICE).txt requirements/$(DEVICE).txt requirements/dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-deps --retries 1 -r requirements/torch-cpu.txt
-	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.txt -r requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps --retries 1 -r requirements/torch-$(DEVICE).txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/$(DEVICE).txt -r requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -56,6 +58,10 @@ docs: install
 bench: install
 	for name in input embedding train start checkpoint; do \
 		$(BIN)/python -m benchmarks.$$name --size short --out runs/bench || exit 1; done
+
+gpu:
+	$(MAKE) install DEVICE=cuda VENV=.venv-cuda
+	PYTHON=.venv-cuda/bin/python benchmarks/on_gpu.sh short
 
 clean:
 	rm -rf $(VENV) data runs

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def publish(
     """Print the cases, and write `<out>/<device>/<name>.json` and `.png`; returns the JSON's path."""
     for case in cases:
         Console(width=120).print(table(case))
-    folder = chosen.out / device
+    folder = chosen.out / folder_of(device)
     folder.mkdir(parents=True, exist_ok=True)
     found = {
         "benchmark": name,
@@ -59,6 +60,11 @@ def publish(
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     draw(question, cases, path.with_suffix(".png"))
     return path
+
+
+def folder_of(device: str) -> str:
+    """`cpu`, or the GPU's name: `nvidia-h100-80gb-hbm3`."""
+    return device if device == "cpu" else re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
 
 
 def table(case: Case) -> Table:

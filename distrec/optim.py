@@ -53,9 +53,9 @@ class ReplicatedTables(torch.optim.Optimizer):
 
 
 def rows_to_update(grad: Tensor) -> Tensor:
-    """Indices (R,) of the rows of `grad` (rows, D) that are not zero; on a GPU all, because the host would wait for their number.
+    """Indices (R,) of the rows of `grad` (rows, D) to update: those with a gradient, the only ones that any update moves.
 
-    Without a gradient no update below moves a row.
+    On a GPU all of them: the host would have to wait for the number of the others.
     """
     if grad.is_cuda:
         return torch.arange(len(grad), device=grad.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,15 +25,22 @@ if TYPE_CHECKING:
     from distrec.prepare.output import Prepared
     from distrec.trainer import Report
 
-console = Console(highlight=False, soft_wrap=True)
 LINE_EVERY_S = 5.0
+
+
+def watched() -> bool:
+    """Whether stdout is a person's terminal. TorchX has Slurm run tasks unbuffered: on a terminal that ends in a file."""
+    return sys.stdout.isatty() and "SLURM_UNBUFFEREDIO" not in os.environ
+
+
+console = Console(highlight=False, soft_wrap=True, color_system="auto" if watched() else None)
 
 
 def progress_for(first: bool) -> Progress:
     """A bar on a terminal, lines in a log, nothing on ranks that are not the first."""
     if not first:
         return Progress()
-    return Bar() if sys.stdout.isatty() else Lines()
+    return Bar() if watched() else Lines()
 
 
 def _facts(facts: Mapping[str, float]) -> str:

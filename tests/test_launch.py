@@ -203,6 +203,19 @@ def test_a_mistake_is_named_before_anything_starts(config, tmp_path, capsys, wor
     assert said in error
 
 
+@pytest.mark.parametrize(("given", "shown"), [({}, "Bar"), ({"SLURM_UNBUFFEREDIO": "1"}, "Lines")])
+def test_a_terminal_that_ends_in_a_file_gets_lines(given, shown):
+    """TorchX's batch script sets the variable, and srun then gives each task a pseudo-terminal."""
+    script = "from distrec.screen import console, progress_for; print(type(progress_for(True)).__name__, console.color_system)"
+    reader, terminal = os.openpty()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")} | {"TERM": "xterm"} | given
+    subprocess.run([sys.executable, "-c", script], stdout=terminal, env=environment, cwd=ROOT, check=True)
+    os.close(terminal)
+    progress, colors = os.read(reader, 1000).decode().split()
+    os.close(reader)
+    assert (progress, colors == "None") == (shown, bool(given))
+
+
 PROGRAM = """
 import os, sys
 import torch

@@ -144,7 +144,7 @@ def test_the_plan_does_not_change_what_is_learned(two: dict[str, Found]) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_all_bytes_of_a_gpu_are_estimated_within_ten_percent(tmp_path: Path) -> None:
     for name, found in on_ranks(tmp_path, 1, "cuda").items():
         assert found.planned.device_bytes[0] / found.ranks[0]["peak"] == pytest.approx(1.0, abs=0.1), name

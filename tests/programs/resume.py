@@ -1,7 +1,7 @@
 """Trainings that are stopped and resumed, seen from inside: which rows were trained on, and every bit of the state.
 
-resume.py FOLDER straight      12 steps; and in another run folder 7 steps, then 5 more from the checkpoint
-resume.py FOLDER resume KIND   the run of 7 steps, resumed on these ranks, sharded KIND, to the end of its epoch
+resume.py FOLDER straight [DEVICE]   12 steps; and in another run folder 7 steps, then 5 more from the checkpoint
+resume.py FOLDER resume KIND         the run of 7 steps, resumed on these ranks, sharded KIND, to the end of its epoch
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def digest(value: Any) -> str:
     parts = [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
     found = hashlib.sha256()
     for part in parts:
-        found.update(part.detach().contiguous().numpy().tobytes() if isinstance(part, torch.Tensor) else repr(part).encode())
+        found.update(
+            part.detach().cpu().contiguous().numpy().tobytes() if isinstance(part, torch.Tensor) else repr(part).encode()
+        )
     return found.hexdigest()[:16]
 
 
@@ -70,8 +72,8 @@ def gather(value: Any) -> list[Any]:
     return everyone
 
 
-def straight(ranks: dist.Ranks, folder: Path) -> dict[str, Any]:
-    train = {"device": "cpu", "log_every": 5}
+def straight(ranks: dist.Ranks, folder: Path, device: str = "cpu") -> dict[str, Any]:
+    train = {"device": device, "log_every": 5}
     whole = Spied(ranks, folder, folder / "whole", None, train=train | {"steps": 12})
     rows = whole.run(12)
     whole_digests = digests(whole.trainer)  # at once: the random state is the process's
@@ -110,8 +112,10 @@ def resume(ranks: dist.Ranks, folder: Path, kind: str) -> dict[str, Any]:
 def main() -> None:
     folder, verb, *words = Path(sys.argv[1]), *sys.argv[2:]
     log.quiet_dependencies()
-    ranks = dist.start("cpu", 120)
-    results = straight(ranks, folder) if verb == "straight" else resume(ranks, folder, *words)
+    device = (*words, "cpu")[0] if verb == "straight" else "cpu"
+    torch.use_deterministic_algorithms(device == "cuda", warn_only=True)  # else FBGEMM adds up long segments by atomics
+    ranks = dist.start(device, 120)
+    results = straight(ranks, folder, *words) if verb == "straight" else resume(ranks, folder, *words)
     if ranks.first:
         (folder / "results.json").write_text(json.dumps(results))
     dist.stop()

@@ -1,7 +1,9 @@
 """Every sharding type with every optimizer, against one process that holds every table whole and sees every rank's rows.
 
 The reference looks rows up by indexing, pools in Python, and applies the optimizers' formulas to dense gradients: it
-shares the model with distrec, and nothing else.
+shares the model with distrec, and nothing else. It stays on CPU.
+
+sharding.py FOLDER [DEVICE]
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ STEPS = 3
 LR = 0.1
 
 
-def config(kind: str, optimizer: str) -> Config:
+def config(kind: str, optimizer: str, device: str = "cpu") -> Config:
     """Two pooled tables sharded `kind`; one table with a history and its target, sharded alike where CPU kernels allow it."""
     unpooled = kind if kind in UNPOOLED_KINDS and (kind, optimizer) != ("column_wise", "rowwise_adagrad") else "row_wise"
     return parse(
@@ -71,7 +73,7 @@ def config(kind: str, optimizer: str) -> Config:
                 | {"top_mlp": [6], "top_activation": "prelu"},
             },
             "optimizer": {"dense": {"name": "sgd", "lr": LR}, "sparse": {"name": optimizer, "lr": LR}},
-            "train": {"device": "cpu"},
+            "train": {"device": device},
         }
     )
 
@@ -167,7 +169,7 @@ class Reference:
 def compare(kind: str, optimizer: str, ranks: dist.Ranks) -> dict[str, float | str]:
     """Largest differences in logits and in table rows over some steps; or why the pair is refused."""
     try:
-        engine = Engine.build(config(kind, optimizer), ranks)
+        engine = Engine.build(config(kind, optimizer, ranks.device.type), ranks)
     except UserError as error:
         return {"refused": str(error)}
     torch.manual_seed(0)
@@ -178,14 +180,14 @@ def compare(kind: str, optimizer: str, ranks: dist.Ranks) -> dict[str, float | s
     for step in range(STEPS):
         expected = reference.step(step)[ranks.rank]
         engine.optimizers.zero_grad()
-        loss, outputs = engine.model(batch(ranks.rank, ranks.world, step))
+        loss, outputs = engine.model(batch(ranks.rank, ranks.world, step).to(ranks.device))
         loss.backward()
         engine.optimizers.step()
-        off = max(off, (outputs["logits"] - expected).abs().max().item())
+        off = max(off, (outputs["logits"].cpu() - expected).abs().max().item())
     rows_off = max(
         (
             (
-                (tensor - reference.tables[name][r : r + tensor.shape[0], c : c + tensor.shape[1]]).abs().max().item()
+                (tensor.cpu() - reference.tables[name][r : r + tensor.shape[0], c : c + tensor.shape[1]]).abs().max().item()
                 if tensor.numel()
                 else 0.0
             )
@@ -205,15 +207,15 @@ def whole_tables(engine: Engine) -> dict[str, Tensor]:
     for name, table in engine.config.tables.items():
         weight = torch.full((table.rows, table.dim), torch.inf)
         for tensor, row, column in shard.local_shards(engine.model).get(name, []):
-            weight[row : row + tensor.shape[0], column : column + tensor.shape[1]] = tensor
+            weight[row : row + tensor.shape[0], column : column + tensor.shape[1]] = tensor.cpu()
         whole[name] = dist.lowest(weight)
     return whole
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, device = Path(sys.argv[1]), (*sys.argv[2:], "cpu")[0]
     log.quiet_dependencies()
-    ranks = dist.start("cpu", 120)
+    ranks = dist.start(device, 120)
     results = {
         f"{kind}/{optimizer}": compare(kind, optimizer, ranks) for kind, optimizer in itertools.product(KINDS, OPTIMIZERS)
     }

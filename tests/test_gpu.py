@@ -1,0 +1,169 @@
+"""What a GPU changes: the device, the kernels, copies, waits. The plan's bytes on one are in test_plan_bytes.py."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from single_rank import lines, make
+from small_run import values, write_rows
+from toml_text import to_toml
+
+from distrec import dist
+from distrec.embeddings import shard
+from distrec.trainer import Trainer
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+KINDS = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard")
+COLUMNS_SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
+STEPS = 12
+PACKAGE = Path(dist.__file__).parent
+
+
+@contextmanager
+def on(device: str) -> Iterator[dist.Ranks]:
+    """The only rank there is, on that device."""
+    try:
+        yield dist.start(device, 60)
+    finally:
+        dist.stop()
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("gpu") / "rows")
+
+
+def trained(device: str, rows: Path, folder: Path, resume: str | None = None, **sections: Any) -> Trainer:
+    """A small run at its end."""
+    with on(device) as ranks:
+        sections["train"] = {"device": device, "steps": STEPS} | sections.get("train", {})
+        trainer = make(ranks, rows, folder, resume, **sections)
+        trainer.run()
+        return trainer
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["train/loss"] for line in lines(folder) if "train/loss" in line]
+
+
+def tables(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Whole tables of a run on one rank, on CPU."""
+    return {name: parts[0][0].cpu() for name, parts in shard.local_shards(trainer.engine.model).items()}
+
+
+def test_the_gpu_is_chosen_unless_another_device_is_named() -> None:
+    with on("auto") as ranks:
+        assert ranks.device == torch.device("cuda", 0)
+    with on("cpu") as ranks:
+        assert ranks.device == torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sharding(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    outcome = run_ranks("sharding.py", 1, tmp_path_factory.mktemp("sharding"), "cuda")
+    assert outcome.code == 0, outcome.output
+    return outcome.results
+
+
+@pytest.mark.parametrize(("kind", "optimizer"), list(itertools.product(KINDS, ("sgd", "adagrad", "rowwise_adagrad", "adam"))))
+def test_a_sharded_model_learns_on_a_gpu_what_a_whole_one_learns_on_cpu(
+    sharding: dict[str, Any], kind: str, optimizer: str
+) -> None:
+    found = sharding[f"{kind}/{optimizer}"]
+    if optimizer == "rowwise_adagrad" and kind in COLUMNS_SPLIT:
+        assert "would change the result" in found["refused"]
+        return
+    assert kind in found["used"].split(",")  # adam too, which has no sharded kernel on CPU
+    assert found["logits"] < 1e-5, found
+    assert found["rows"] < 1e-5, found
+
+
+def test_twelve_steps_are_seven_and_five_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's deterministic algorithms, which the program turns on, and cuBLAS's."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    write_rows(tmp_path / "train")
+    outcome = run_ranks("resume.py", 1, tmp_path, "straight", "cuda")
+    assert outcome.code == 0, outcome.output
+    [whole], [parts] = outcome.results["whole"], outcome.results["parts"]
+    assert any(key.startswith("/random/") and key.endswith("/cuda") for key in whole)
+    assert whole == parts
+
+
+def test_batches_are_copied_from_page_locked_memory(rows: Path, tmp_path: Path) -> None:
+    with on("cuda") as ranks:
+        reader = make(ranks, rows, tmp_path / "run").readers["train"]
+        with closing(reader.batches()) as batches:
+            batch = next(batches)
+        jagged = [part for ids in (batch.sparse, batch.sequence) if ids is not None for part in (ids.values(), ids.lengths())]
+        for part in (batch.dense, batch.labels, batch.weights, batch.normalizer, *jagged):
+            assert part.is_pinned()
+        moved = batch.to(ranks.device, non_blocking=True)
+        assert moved.dense.device == ranks.device
+        assert torch.equal(moved.dense.cpu(), batch.dense)
+
+
+def test_a_step_of_ours_waits_for_the_gpu_once(rows: Path, tmp_path: Path) -> None:
+    """To agree on a finite loss before backward moves a row. What TorchRec waits for is its own."""
+    with on("cuda") as ranks, warnings.catch_warnings(record=True) as found:
+        trainer = make(ranks, rows, tmp_path / "run", train={"log_every": 1000, "steps": 9})
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with trainer.record.writer, closing(trainer.readers["train"].batches()) as batches:
+                trainer.train(batches, 9)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    ours = [w for w in found if "synchroniz" in str(w.message) and Path(w.filename).is_relative_to(PACKAGE)]
+    assert {Path(w.filename).name for w in ours} == {"trainer.py"}
+    assert len(ours) <= 9
+
+
+def test_a_cached_table_learns_what_a_table_on_the_gpu_learns(rows: Path, tmp_path: Path) -> None:
+    small = {"user": {"rows": 50, "dim": 8, "sharding": "table_wise"}, "item": {"rows": 40, "dim": 8, "sharding": "table_wise"}}
+    cached = {name: table | {"cache": 0.5} for name, table in small.items()}
+    whole = trained("cuda", rows, tmp_path / "whole", tables=small)
+    parted = trained("cuda", rows, tmp_path / "cached", tables=cached)
+    kernels = {s.compute_kernel for part in parted.engine.plan.plan.values() for s in part.values()}
+    assert kernels == {"fused_uvm_caching"}
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    expected = tables(whole)
+    for name, weight in tables(parted).items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-4)
+    resumed = trained("cuda", rows, tmp_path / "cached", "newest", tables=cached, train={"steps": STEPS + 4})
+    straight = trained("cuda", rows, tmp_path / "straight", tables=small, train={"steps": STEPS + 4})
+    expected = tables(straight)
+    for name, weight in tables(resumed).items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("first", "then"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_checkpoint_moves_between_cpu_and_gpu(rows: Path, tmp_path: Path, first: str, then: str) -> None:
+    before = tables(trained(first, rows, tmp_path / "run"))
+    with on(then) as ranks:
+        trainer = make(ranks, rows, tmp_path / "run", "newest", train={"device": then, "steps": STEPS + 3})
+        after = tables(trainer)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(after[name], weight) for name, weight in before.items())
+        report = trainer.run()
+    assert report.steps == STEPS + 3
+    assert report.skipped == 0
+
+
+def test_the_command_line_takes_the_gpu_unasked(rows: Path, tmp_path: Path) -> None:
+    config = tmp_path / "small.toml"
+    config.write_text(to_toml(values(rows, tmp_path / "run", train={"steps": STEPS, "log_every": 5})))
+    command = [sys.executable, "-m", "distrec.agent", "--nproc-per-node=1", "-m", "distrec", "train", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any("system/gpu_peak_gib" in line for line in lines(tmp_path / "run"))
