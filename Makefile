@@ -42,6 +42,7 @@ train: install data
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_floors.py
 
@@ -61,7 +62,7 @@ bench: install
 
 gpu:
 	$(MAKE) install DEVICE=cuda VENV=.venv-cuda
-	PYTHON=.venv-cuda/bin/python benchmarks/on_gpu.sh short
+	PYTHON="$(CURDIR)/.venv-cuda/bin/python" benchmarks/on_gpu.sh short
 
 clean:
 	rm -rf $(VENV) data runs
