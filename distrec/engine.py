@@ -11,18 +11,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from distrec import data, models
 from distrec.batch import Batch
 from distrec.checkpoint import Checkpoints
-from distrec.config.check import check, find_faults
+from distrec.config.check import check, find_faults, needs_a_gpu
 from distrec.config.layout import Layout, layout
 from distrec.config.schema import Config
 from distrec.data import Dataset, Reader
 from distrec.dist import Ranks, from_first, together
 from distrec.embeddings import plan as plans
 from distrec.embeddings import plan_file, shard, tables
+from distrec.embeddings.cluster import Replicas, share_out
+from distrec.embeddings.sharders import sharders
 from distrec.errors import UserError
 from distrec.evaluate import Evaluation, evaluate
 from distrec.footprint import Footprint, footprint
@@ -42,6 +44,7 @@ class Engine:
     plan: ShardingPlan
     model: DistributedModelParallel
     optimizers: Optimizers
+    averaging: shard.Averaging  # of the copies of the tables, after each step and before they are saved or evaluated
 
     @classmethod
     def build(cls, config: Config, ranks: Ranks) -> Self:
@@ -51,16 +54,17 @@ class Engine:
             UserError: the config contradicts itself, the model refuses it, or the tables do not fit.
         """
         check(config)
+        refuse_on(ranks.device.type, config)
         torch.manual_seed(config.train.seed)  # the same dense weights on every rank
         task, features = make_task(config, ranks.device)
         shard.fuse(task, config.tables, config.optimizer.sparse)
         plan = from_first(lambda: make_plan(task, config, features, ranks))
         names = tables.table_names(task)
-        model = shard.shard(task, plan, ranks.device)
+        model = _shard(task, plan, config, ranks)
         tables.initialize(shard.local_shards(model), config.tables, config.train.seed)
         optimizers = Optimizers(model, config.tables, names, config.optimizer, config.train.clip_norm)
         torch.manual_seed(config.train.seed + ranks.rank)  # from here on, each rank drops out its own units
-        return cls(config, ranks, features, plan, model, optimizers)
+        return cls(config, ranks, features, plan, model, optimizers, shard.Averaging(model, config.embedding.sync_every))
 
     def evaluate(self, outputs: Iterator[Outputs]) -> Evaluation:
         """Metrics of a stream of outputs over all ranks."""
@@ -121,8 +125,34 @@ def make_task(config: Config, device: torch.device) -> tuple[RankingTask, Layout
 
 def make_plan(task: RankingTask, config: Config, features: Layout, ranks: Ranks) -> ShardingPlan:
     """The plan for these ranks: the one that the config names, or a new one."""
-    cluster = plans.Cluster(ranks.world, ranks.local_world, ranks.device.type, *_memory(task, config, features, ranks))
+    world, local_world, replicas = _share_out(config, ranks)
+    memory = _memory(task, config, features, ranks)
+    cluster = plans.Cluster(world, local_world, ranks.device.type, *memory, replicas=replicas)
     return plan_for(task, config, features, cluster)
+
+
+def _share_out(config: Config, ranks: Ranks) -> tuple[int, int, Replicas]:
+    return share_out(ranks.world, ranks.local_world, config.embedding.replicas, config.embedding.sync_every)
+
+
+def _shard(task: RankingTask, plan: ShardingPlan, config: Config, ranks: Ranks) -> DistributedModelParallel:
+    using = sharders_for(config, ranks.device.type)
+    if config.embedding.replicas == 1:
+        return shard.shard(task, plan, ranks.device, using)
+    world, local_world, _ = _share_out(config, ranks)
+    return shard.shard_copies(task, plan, ranks.device, using, world, local_world)
+
+
+def sharders_for(config: Config, device: str) -> list[ModuleSharder]:
+    """TorchRec's sharders with what the config says of the exchange and of the pipeline."""
+    return sharders(config.embedding.comms, device, config.train.pipeline == "prefetch_sparse_dist")
+
+
+def refuse_on(device: str, config: Config) -> None:
+    """Raise a `UserError` that lists what a config asks for and ranks without a GPU cannot do."""
+    faults = list(needs_a_gpu(config)) if device == "cpu" else []
+    if faults:
+        raise UserError("\n".join(["on CPU this config cannot be used:", *(f"  {fault}" for fault in faults)]))
 
 
 def plan_for(task: RankingTask, config: Config, features: Layout, cluster: plans.Cluster) -> ShardingPlan:
@@ -131,12 +161,16 @@ def plan_for(task: RankingTask, config: Config, features: Layout, cluster: plans
     Raises:
         UserError: no plan fits, or the one that the config names goes with other tables or ranks.
     """
-    default, pooling = config.embedding.sharding, plans.pooling_factors(features)
+    default, pooling, using = (
+        config.embedding.sharding,
+        plans.pooling_factors(features),
+        sharders_for(config, cluster.device),
+    )
     types = plans.allowed_types(features, config.tables, default, config.optimizer.sparse, cluster.device)
     if config.embedding.plan is not None:
-        homes = plan_file.collections_of(task, plans.sharders())
+        homes = plan_file.collections_of(task, using)
         return plan_file.load(Path(config.embedding.plan), types, config.tables, cluster, homes)
-    return plans.make_plan(task, types, config.tables, cluster, config.data.batch_size, pooling)
+    return plans.make_plan(task, types, config.tables, cluster, config.data.batch_size, pooling, using)
 
 
 def _memory(task: RankingTask, config: Config, features: Layout, ranks: Ranks) -> tuple[int, int, int | None]:

@@ -15,9 +15,9 @@ from distrec.config.layout import Layout
 from distrec.config.schema import Config
 from distrec.embeddings import plan as plans
 from distrec.embeddings import plan_file, shard
-from distrec.embeddings.cluster import Bandwidths, Cluster
+from distrec.embeddings.cluster import Bandwidths, Cluster, share_out
 from distrec.embeddings.estimate import Bytes, Estimate, Milliseconds, estimate, imbalance
-from distrec.engine import dense_footprint, make_task, plan_for
+from distrec.engine import dense_footprint, make_task, plan_for, refuse_on, sharders_for
 from distrec.footprint import Footprint
 from distrec.task import RankingTask
 
@@ -105,25 +105,36 @@ def make(config: Config, machines: Machines, beside: Footprint | None = None) ->
     """
     began = time.perf_counter()
     check(config)
+    refuse_on(machines.device, config)
     beside = beside or beside_tables(config)
     task, features = _task(config, torch.device("meta"))
     shard.fuse(task, config.tables, config.optimizer.sparse)
-    cluster = Cluster(
-        machines.nodes * machines.ranks,
-        machines.ranks,
-        machines.device,
-        machines.memory,
-        beside.reserved,
-        machines.host_memory,
-        machines.bandwidths,
-    )
+    cluster = _cluster(config, machines, beside.reserved)
     plan = plan_for(task, config, features, cluster)
     found = _estimate(task, plan, config, features, cluster)
     return Planned(config, machines, cluster, plan, found, beside, time.perf_counter() - began)
 
 
+def _cluster(config: Config, machines: Machines, dense: int) -> Cluster:
+    """The ranks of one copy of the tables."""
+    world, local_world, replicas = share_out(
+        machines.nodes * machines.ranks, machines.ranks, config.embedding.replicas, config.embedding.sync_every
+    )
+    return Cluster(
+        world,
+        local_world,
+        machines.device,
+        machines.memory,
+        dense,
+        machines.host_memory,
+        machines.bandwidths,
+        replicas,
+    )
+
+
 def _estimate(task: RankingTask, plan: ShardingPlan, config: Config, features: Layout, cluster: Cluster) -> Estimate:
-    return estimate(task, plan, config.tables, cluster, config.data.batch_size, plans.pooling_factors(features))
+    using, pooling = sharders_for(config, cluster.device), plans.pooling_factors(features)
+    return estimate(task, plan, config.tables, cluster, config.data.batch_size, pooling, using)
 
 
 def summary(planned: Planned) -> dict[str, Any]:

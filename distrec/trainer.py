@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
 from distrec import run_folder
 from distrec.batch import Batch, Position
@@ -73,13 +73,7 @@ class Trainer:
         self.config, self.ranks, self.optimizers = engine.config, engine.ranks, engine.optimizers
         self.position, self.memory = Position(), Memory()
         self.checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, self.config.checkpoint.keep, self.ranks)
-        self.pipeline = TrainPipelineSparseDist(
-            engine.model,
-            self.optimizers,  # type: ignore[arg-type]  # what the pipeline needs of an optimizer: zero_grad and step
-            self.ranks.device,
-            execute_all_batches=True,
-            custom_model_fwd=self._forward,  # type: ignore[arg-type]
-        )
+        self.pipeline = make_pipeline(engine, self._forward)
         self.stop, self.stopping = StopRequest(), False
         self._statistics = RunningStatistics(engine.model.module.head, self.ranks.device)  # type: ignore[arg-type]
         self._saved = 0  # step of the newest checkpoint; nothing is worth one before the first step
@@ -127,6 +121,7 @@ class Trainer:
         skipped = self.optimizers.skip
         if not skipped:
             self._statistics.average()
+        self.engine.averaging.after(self.optimizers.steps)
         self.memory.skipped += skipped
         self.record.count(outputs, skipped)
         if self.optimizers.steps % self.config.train.log_every == 0:
@@ -197,6 +192,7 @@ class Trainer:
 
     def evaluate(self, split: str, step: int) -> Evaluation:
         """Metrics over all rows of a split, written and logged under its name and the step."""
+        self.engine.averaging.now(self.optimizers.steps)
         with self.record.phase("evaluate", f"evaluating on data.{split}"):
             result = self.engine.evaluate(outputs(self.pipeline, self.engine, self.readers[split]))
         self.record.tell_evaluation(split, step, result)
@@ -250,6 +246,7 @@ class Trainer:
         """Write a checkpoint of now, unless there is one. Numbers so far are told first: it holds none in the making."""
         if self._saved == self.optimizers.steps:
             return
+        self.engine.averaging.now(self.optimizers.steps)
         self._tell()
         self.record.tell_use()
         with self.record.phase("save", "saving"):
@@ -342,8 +339,24 @@ def score(config: Config, ranks: Ranks, folder: Path, split: str, step: int | No
     require_same_model(manifest, config, folder)
     engine = Engine.build(config, ranks)
     engine.load(checkpoints, manifest.step)
-    pipeline = TrainPipelineSparseDist(engine.model, engine.optimizers, ranks.device, execute_all_batches=True)  # type: ignore[arg-type]
-    return manifest.step, engine.evaluate(outputs(pipeline, engine, open_reader(engine, split)))
+    return manifest.step, engine.evaluate(outputs(make_pipeline(engine), engine, open_reader(engine, split)))
+
+
+def make_pipeline(engine: Engine, forward: Callable[[Batch], tuple[Tensor, Outputs]] | None = None) -> TrainPipelineSparseDist:
+    """The pipeline that `train.pipeline` names.
+
+    Args:
+        engine: its model and optimizers are driven.
+        forward: what to call instead of the model.
+    """
+    kinds = {"sparse_dist": TrainPipelineSparseDist, "prefetch_sparse_dist": PrefetchTrainPipelineSparseDist}
+    return kinds[engine.config.train.pipeline](
+        engine.model,
+        engine.optimizers,  # type: ignore[arg-type]  # what the pipeline needs of an optimizer: zero_grad and step
+        engine.ranks.device,
+        execute_all_batches=True,
+        custom_model_fwd=forward,  # type: ignore[arg-type]
+    )
 
 
 def outputs(pipeline: TrainPipelineSparseDist, engine: Engine, reader: Reader) -> Iterator[Outputs]:

@@ -25,6 +25,8 @@ def find_faults(config: Config) -> Iterator[str]:
     yield from _label_leaks(config)
     yield from _metric_faults(config)
     yield from _device_faults(config)
+    yield from _pipeline_faults(config)
+    yield from _replica_faults(config)
     if not list(_all_features(config)):
         yield "features: there is none; name at least one dense, sparse or sequence feature"
 
@@ -77,8 +79,42 @@ def _metric_faults(config: Config) -> Iterator[str]:
 
 
 def _device_faults(config: Config) -> Iterator[str]:
-    if config.train.device == "cpu" and config.train.precision == "bf16":
-        yield 'train.precision = "bf16" needs a GPU; use "fp32" with train.device = "cpu"'
+    if config.train.device == "cpu":
+        if config.train.precision == "bf16":
+            yield 'train.precision = "bf16" needs a GPU; use "fp32" with train.device = "cpu"'
+        yield from needs_a_gpu(config)
+
+
+def needs_a_gpu(config: Config) -> Iterator[str]:
+    """What a config asks for that cannot be had on CPU."""
+    for name, table in config.tables.items():
+        if table.precision == "bf16":
+            yield f'tables.{name}.precision = "bf16" needs a GPU; FBGEMM\'s CPU kernels have fp32 and fp16'
+    for way, kind in config.embedding.comms:
+        if kind == "bf16":
+            yield f'embedding.comms.{way} = "bf16" needs a GPU; TorchRec sends fp32 and fp16 between CPU ranks'
+    if config.train.pipeline == "prefetch_sparse_dist":
+        yield 'train.pipeline = "prefetch_sparse_dist" needs a GPU, to fetch rows into; use "sparse_dist"'
+    if config.embedding.replicas > 1:
+        yield f"embedding.replicas = {config.embedding.replicas} needs GPUs; TorchRec has no 2D parallelism on CPU"
+
+
+def _pipeline_faults(config: Config) -> Iterator[str]:
+    if config.train.pipeline == "prefetch_sparse_dist" and all(table.cache is None for table in config.tables.values()):
+        yield 'train.pipeline = "prefetch_sparse_dist" has nothing to fetch: no table has a `cache`; use "sparse_dist"'
+
+
+def _replica_faults(config: Config) -> Iterator[str]:
+    """What TorchRec's averaging of replicas leaves out, so that they would drift apart."""
+    if config.embedding.replicas == 1:
+        if config.embedding.sync_every > 1:
+            yield f"embedding.sync_every = {config.embedding.sync_every} does nothing without embedding.replicas"
+        return
+    for name, table in config.tables.items():
+        if table.cache is not None:
+            yield f"table {name!r} has a cache, which embedding.replicas does not average; remove one of them"
+        if (table.optimizer or config.optimizer.sparse).name == "adam":
+            yield f"table {name!r} is trained by adam, whose state embedding.replicas does not average; use adagrad, say"
 
 
 METRICS = {

@@ -224,6 +224,10 @@ class Train(Section):
     non_finite: Literal["stop", "skip"] = Field(default="stop", description="a NaN or infinite loss: stop, or skip that batch")
     log_every: PositiveInt = Field(default=50, description="steps between scalars")
     timeout_s: PositiveInt = Field(default=600, description="seconds after which a collective that a rank does not join fails")
+    pipeline: Literal["sparse_dist", "prefetch_sparse_dist"] = Field(
+        default="sparse_dist",
+        description="TorchRec's; prefetch_sparse_dist (GPU only) also fetches the next batch's rows into the caches",
+    )
 
 
 class Evaluate(Section):
@@ -243,6 +247,13 @@ class Checkpoint(Section):
     keep: PositiveInt = Field(default=2, description="newest checkpoints kept, beside the best one")
 
 
+class Comms(Section):
+    """Types that looked-up vectors and their gradients have on the way between ranks; tables and models keep theirs."""
+
+    forward: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of vectors; bf16 on GPU only")
+    backward: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of their gradients; bf16 on GPU only")
+
+
 class Embedding(Section):
     """How tables are laid over ranks."""
 
@@ -255,6 +266,14 @@ class Embedding(Section):
     )
     plan: str | None = Field(
         default=None, description="a plan that `distrec plan --save` wrote; default: one made at the start"
+    )
+    comms: Comms = Comms()
+    replicas: PositiveInt = Field(
+        default=1,
+        description="GPU only: copies of the sharded tables, each on its own ranks, neighbours in number (2D parallel)",
+    )
+    sync_every: PositiveInt = Field(
+        default=1, description="steps between averagings of the replicas; also before each evaluation and checkpoint"
     )
 
     @field_validator("memory", "host_memory", mode="before")

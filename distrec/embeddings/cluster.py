@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner import constants as torchrec_default
 
+from distrec.errors import UserError
+
 MARGIN = 0.15  # of a GPU's memory that no plan fills: the allocator's gaps, NCCL's buffers, CUDA's context
 MS = 1000
 
@@ -23,8 +25,17 @@ class Bandwidths:
 
 
 @dataclass(frozen=True)
+class Replicas:
+    """Copies of all sharded tables, each on ranks of its own that are neighbours in number (2D parallel)."""
+
+    count: int = 1
+    sync_every: int = 1  # steps from one averaging to the next
+    within_machine: bool = True  # whether the ranks that average with each other share a machine
+
+
+@dataclass(frozen=True)
 class Cluster:
-    """What a plan is made for."""
+    """What a plan is made for: the ranks that share one copy of the tables."""
 
     world: int
     local_world: int  # ranks a machine
@@ -33,6 +44,7 @@ class Cluster:
     dense: int = 0  # bytes of it that go to what is not a table: see distrec.footprint
     host_memory: int | None = None  # bytes of host memory a rank may use beside its GPU, for cached tables
     bandwidths: Bandwidths = field(default_factory=Bandwidths)
+    replicas: Replicas = Replicas()
 
     @property
     def margin(self) -> int:
@@ -43,6 +55,12 @@ class Cluster:
     def for_tables(self) -> int:
         """Bytes of a rank's memory for tables, their optimizer state and their lookups; below 0 when nothing is left."""
         return self.memory - self.margin - self.dense
+
+    def averaging_ms(self, size: int) -> float:
+        """Milliseconds a step in which replicas average `size` bytes of a rank, by an all-reduce around a ring."""
+        link = self.bandwidths.intra if self.replicas.within_machine else self.bandwidths.inter
+        count = self.replicas.count
+        return MS * 2 * (count - 1) / count * size / link / self.replicas.sync_every
 
     def topology(self) -> Topology:
         """The same as TorchRec's planner takes it: what a rank may fill, and bytes a millisecond."""
@@ -59,3 +77,25 @@ class Cluster:
             intra_host_bw=speed.intra / MS,
             inter_host_bw=speed.inter / MS,
         )
+
+
+def share_out(world: int, local_world: int, replicas: int, sync_every: int) -> tuple[int, int, Replicas]:
+    """Ranks of one copy of the tables, those of them on one machine, and the copies.
+
+    Args:
+        world: all ranks.
+        local_world: ranks a machine.
+        replicas: copies of the tables.
+        sync_every: steps from one averaging of the copies to the next.
+
+    Raises:
+        UserError: ranks cannot be shared out so, each copy on whole machines or several on one.
+    """
+    group = world // replicas
+    local = min(group, local_world)
+    if world % replicas or group % local or local_world % local:
+        raise UserError(
+            f"embedding.replicas = {replicas} does not share out {world} ranks, {local_world} a machine: each copy of the "
+            "tables needs whole machines, or an equal part of one"
+        )
+    return group, local, Replicas(replicas, sync_every, within_machine=world <= local_world)

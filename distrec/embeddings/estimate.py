@@ -8,12 +8,11 @@ from typing import NamedTuple, Self
 
 from torch import nn
 from torchrec.distributed.planner.types import Shard, ShardingOption
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ParameterSharding, ShardingPlan
 
 from distrec.config.schema import Table
 from distrec.embeddings.cluster import Cluster
 from distrec.embeddings.options import gradient_bytes, planner, state_bytes, weight_bytes
-from distrec.embeddings.plan import sharders
 
 
 class Bytes(NamedTuple):
@@ -43,6 +42,7 @@ class Milliseconds(NamedTuple):
     update: float = 0.0  # backward: gradients to rows, and the optimizer
     gradient_exchange: float = 0.0
     prefetch: float = 0.0  # rows from host memory into the cache
+    averaging: float = 0.0  # of the replicas, shared out over the steps between
 
     @property
     def total(self) -> float:
@@ -96,6 +96,7 @@ def estimate(
     cluster: Cluster,
     batch_size: int,
     pooling: Mapping[str, Sequence[float]],
+    using: list[ModuleSharder],
 ) -> Estimate:
     """What `plan` takes on `cluster`.
 
@@ -106,11 +107,12 @@ def estimate(
         cluster: ranks, memory and bandwidths.
         batch_size: rows a rank and step.
         pooling: by table, the mean number of ids a row of each of its features.
+        using: the sharders of the run.
     """
     placed = {name: sharding for part in _parts(plan).values() for name, sharding in part.items()}
     types = {name: [sharding.sharding_type] for name, sharding in placed.items()}
-    enumerator = planner(types, tables, cluster, batch_size, pooling)._enumerator
-    choices = {option.name: option for option in enumerator.enumerate(model, sharders())}
+    enumerator = planner(types, tables, cluster, batch_size, pooling, using)._enumerator
+    choices = {option.name: option for option in enumerator.enumerate(model, using)}
     options = [_place(choices[name], sharding, cluster) for name, sharding in sorted(placed.items())]
     enumerator.populate_estimates(options)
     loads, times = [Bytes()] * cluster.world, [Milliseconds()] * cluster.world
@@ -118,8 +120,10 @@ def estimate(
         for shard in option.shards:
             rank = shard.rank
             assert rank is not None
-            loads[rank], times[rank] = loads[rank].plus(_bytes(option, shard)), times[rank].plus(_time(shard))
-    return Estimate(tuple(sorted((_table(o, tables[o.name]) for o in options), key=_by_size)), tuple(loads), tuple(times))
+            loads[rank], times[rank] = loads[rank].plus(_bytes(option, shard)), times[rank].plus(_time(option, shard, cluster))
+    return Estimate(
+        tuple(sorted((_table(o, tables[o.name], cluster) for o in options), key=_by_size)), tuple(loads), tuple(times)
+    )
 
 
 def _parts(plan: ShardingPlan) -> dict[str, EmbeddingModuleShardingPlan]:
@@ -151,19 +155,21 @@ def _bytes(option: ShardingOption, shard: Shard) -> Bytes:
     return Bytes(cache, lookups=shard.storage.hbm - cache, host=shard.storage.ddr)
 
 
-def _time(shard: Shard) -> Milliseconds:
+def _time(option: ShardingOption, shard: Shard, cluster: Cluster) -> Milliseconds:
     perf = shard.perf
     assert perf is not None
-    return Milliseconds(perf.fwd_compute, perf.fwd_comms, perf.bwd_compute, perf.bwd_comms, perf.prefetch_compute)
+    averaged = weight_bytes(option, shard) + state_bytes(option, shard) if option.sharding_type != "data_parallel" else 0
+    parts = perf.fwd_compute, perf.fwd_comms, perf.bwd_compute, perf.bwd_comms, perf.prefetch_compute
+    return Milliseconds(*parts, cluster.averaging_ms(averaged))
 
 
-def _table(option: ShardingOption, table: Table) -> PlacedTable:
+def _table(option: ShardingOption, table: Table, cluster: Cluster) -> PlacedTable:
     total, slowest = Bytes(), Milliseconds()
     by_rank: dict[int, Milliseconds] = {}
     for shard in option.shards:
         assert shard.rank is not None
         total = total.plus(_bytes(option, shard))
-        by_rank[shard.rank] = by_rank.get(shard.rank, slowest).plus(_time(shard))
+        by_rank[shard.rank] = by_rank.get(shard.rank, slowest).plus(_time(option, shard, cluster))
     return PlacedTable(
         option.name,
         table.rows,

@@ -13,7 +13,7 @@ from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator, EmbeddingStorageEstimator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import Shard, ShardEstimator, ShardingOption, Storage
-from torchrec.distributed.types import CacheParams, ModuleSharder
+from torchrec.distributed.types import CacheParams, ModuleSharder, PipelineType
 from torchrec.modules.embedding_configs import DataType
 from torchrec.optim import SGD, Adam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
@@ -30,6 +30,7 @@ def planner(
     cluster: Cluster,
     batch_size: int,
     pooling: Mapping[str, Sequence[float]],
+    using: Sequence[ModuleSharder],
 ) -> EmbeddingShardingPlanner:
     """TorchRec's planner over the allowed types.
 
@@ -39,7 +40,9 @@ def planner(
         cluster: ranks, memory and bandwidths.
         batch_size: rows a rank and step.
         pooling: by table, the mean number of ids a row of each of its features.
+        using: the sharders of the run.
     """
+    prefetch = any((sharder.fused_params or {}).get("prefetch_pipeline") for sharder in using)
     topology = cluster.topology()
     limits = {name: _constraints(tables[name], kinds, pooling.get(name, (1.0,))) for name, kinds in types.items()}
     return EmbeddingShardingPlanner(
@@ -52,7 +55,14 @@ def planner(
             limits,
             estimator=[
                 OncePerSize(EmbeddingPerfEstimator(topology, limits)),
-                OncePerSize(TableMemory(topology, limits)),
+                OncePerSize(
+                    TableMemory(
+                        topology,
+                        limits,
+                        PipelineType.TRAIN_PREFETCH_SPARSE_DIST if prefetch else PipelineType.NONE,
+                        run_embedding_at_peak_memory=True,
+                    )
+                ),
             ],
         ),
         storage_reservation=FixedPercentageStorageReservation(0.0),  # `Cluster.topology` holds back what is not for tables

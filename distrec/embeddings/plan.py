@@ -7,9 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import ShardingType
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
 
@@ -17,6 +14,7 @@ from distrec.config.layout import Layout
 from distrec.config.schema import SIZE, SparseOptimizer, Table
 from distrec.embeddings.cluster import Cluster
 from distrec.embeddings.options import planner
+from distrec.embeddings.sharders import BAG_TYPES, SEQUENCE_TYPES, sharders
 from distrec.embeddings.shortage import Shortage, find_shortage
 from distrec.errors import UserError
 
@@ -24,23 +22,6 @@ from distrec.errors import UserError
 # And where any table of a collection is pooled by mean, TorchRec 1.8 gets the gradients of its grid shards wrong.
 COLUMNS_SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
 UNITS = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
-
-
-class AnyDeviceBagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder with every sharding type on every device: gloo has the collectives that row-wise needs."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        """All of them."""
-        return [kind.value for kind in ShardingType if kind.value in BAG_TYPES]
-
-
-BAG_TYPES = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard")
-SEQUENCE_TYPES = ("data_parallel", "table_wise", "row_wise", "column_wise")
-
-
-def sharders() -> list[ModuleSharder]:
-    """The sharders of the two collections."""
-    return [AnyDeviceBagSharder(), EmbeddingCollectionSharder()]  # type: ignore[list-item]
 
 
 def allowed_types(
@@ -115,6 +96,7 @@ def make_plan(
     cluster: Cluster,
     batch_size: int,
     pooling: Mapping[str, Sequence[float]] | None = None,
+    using: list[ModuleSharder] | None = None,
 ) -> ShardingPlan:
     """The cheapest plan that TorchRec's planner finds.
 
@@ -125,15 +107,17 @@ def make_plan(
         cluster: ranks, device, memory and bandwidths.
         batch_size: rows a rank and step.
         pooling: mean number of ids a row, from `pooling_factors`; default: one feature a table, one id a row.
+        using: the sharders that the plan is for; default: those that convert nothing between ranks.
 
     Raises:
         DoesNotFit: no plan fits; names the largest tables, what they need, what there is, and by how much it is short.
     """
-    planning = planner(types, tables, cluster, batch_size, pooling or {})
+    using = using or sharders()
+    planning = planner(types, tables, cluster, batch_size, pooling or {}, using)
     try:
-        return planning.plan(model, sharders())
+        return planning.plan(model, using)
     except PlannerError:
-        options = planning._enumerator.enumerate(model, sharders())
+        options = planning._enumerator.enumerate(model, using)
         raise DoesNotFit(tables, cluster, find_shortage(options, cluster)) from None
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torchrec.optim
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
+from torch.distributed.tensor import DTensor
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.model_parallel import DMPCollection
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from distrec.config.schema import SparseOptimizer, Table
-from distrec.embeddings.plan import sharders
+from distrec.embeddings.sharders import sharders
 from distrec.embeddings.tables import table_names
 
 FUSED: dict[str, type[torch.optim.Optimizer]] = {
@@ -45,9 +48,70 @@ def fused_arguments(optimizer: SparseOptimizer) -> dict[str, Any]:
     return arguments
 
 
-def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> DistributedModelParallel:
-    """Lay the tables over the ranks by the plan, and replicate the rest."""
-    return DistributedModelParallel(module=model, device=device, plan=plan, sharders=sharders())
+def shard(
+    model: nn.Module,
+    plan: ShardingPlan,
+    device: torch.device,
+    using: list[ModuleSharder] | None = None,
+) -> DistributedModelParallel:
+    """Lay the tables over the ranks by the plan, and replicate the rest.
+
+    Args:
+        model: contains the collections, with their optimizers attached.
+        plan: for all ranks.
+        device: of this rank.
+        using: the sharders that the plan is for; default: those that convert nothing between ranks.
+    """
+    return DistributedModelParallel(module=model, device=device, plan=plan, sharders=using or sharders())
+
+
+def shard_copies(
+    model: nn.Module, plan: ShardingPlan, device: torch.device, using: list[ModuleSharder], world: int, local_world: int
+) -> DMPCollection:
+    """Lay several copies of the tables over the ranks, each over `world` neighbours by the same plan (2D parallel).
+
+    Neighbours, so that what the plan puts within a machine stays within it; TorchRec's default would rather have the ranks
+    that average with each other there.
+
+    Args:
+        model: contains the collections, with their optimizers attached.
+        plan: for the ranks of one copy.
+        device: of this rank, a GPU.
+        using: the sharders that the plan is for.
+        world: ranks of one copy.
+        local_world: of these, ranks on one machine.
+    """
+    return DMPCollection(
+        module=model,
+        device=device,
+        plan=plan,
+        world_size=dist.get_world_size(),
+        sharding_group_size=world,
+        global_pg=dist.group.WORLD,
+        node_group_size=local_world,
+        sharders=using,
+        use_inter_host_allreduce=True,
+    )
+
+
+class Averaging:
+    """Keeps the copies of the tables equal, where there are several."""
+
+    def __init__(self, model: DistributedModelParallel, every: int):
+        """Average every so many steps."""
+        self._sync: Callable[[], None] = model.sync if isinstance(model, DMPCollection) else lambda: None
+        self._every, self._averaged = every, 0
+
+    def after(self, step: int) -> None:
+        """Average if it is this step's turn. Every rank must call it."""
+        if step % self._every == 0:
+            self.now(step)
+
+    def now(self, step: int) -> None:
+        """Average weights and optimizer state, unless that is done: the last thing before they are saved or evaluated."""
+        if step != self._averaged:
+            self._sync()
+            self._averaged = step
 
 
 def local_shards(model: nn.Module) -> dict[str, list[tuple[Tensor, int, int]]]:
@@ -57,6 +121,11 @@ def local_shards(model: nn.Module) -> dict[str, list[tuple[Tensor, int, int]]]:
 
 
 def _parts(weight: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int, int]]:
+    if isinstance(weight, DTensor):  # how TorchRec gives the shards of one of several copies
+        held: Any = weight.to_local()
+        for part, (row, column) in zip(held.local_shards(), held.local_offsets(), strict=False):  # none has one offset, ()
+            yield part, row, column
+        return
     if not isinstance(weight, ShardedTensor):
         yield weight, 0, 0
         return
