@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,7 +18,7 @@ from distrec.ways_out import Way
 console = Console(highlight=False, soft_wrap=True)
 console.width = max(console.width, 110)  # a table that wraps in a log cannot be read
 TABLES = 30  # shown, the largest; of the rest the sum
-BARS = 16  # at most; more ranks are shown in groups, each by its fullest
+BARS = 16  # at most; more ranks are shown in groups, alike ones together where that is enough
 WIDTH = 56
 SHADES = {  # use -> (character, colour)
     "weights": ("█", "blue"),
@@ -33,6 +34,7 @@ PARTS = {
     "update": "gradients and optimizer",
     "gradient_exchange": "exchange of gradients",
     "prefetch": "host memory to cache",
+    "averaging": "averaging of replicas",
 }
 
 
@@ -50,7 +52,7 @@ def tables(planned: Planned) -> None:
     """One row a table, the largest first."""
     found = planned.estimate.tables
     shown = _table(
-        f"{planned.config.name} on {planned.machines.name}",
+        planned.title,
         {"table": "l", "shape": "r", "type": "l", "sharding": "l", "kernel": "l", "ranks": "l", "all ranks": "r", "ms": "r"},
     )
     for table in found[:TABLES]:
@@ -78,8 +80,10 @@ def _row(table: PlacedTable, world: int) -> tuple[str, ...]:
 def bars(planned: Planned) -> None:
     """Bytes on each rank, by use, against its memory."""
     memory, kept = planned.cluster.memory, planned.cluster.margin
-    console.print(f"bytes a rank, of {human_bytes(memory)}" + (f"; {human_bytes(kept)} at the end kept free" if kept else ""))
-    groups = _groups(planned.cluster.world)
+    groups = _groups(planned.device_bytes)
+    of_many = "" if len(groups) == planned.cluster.world else ", the fullest of each group of ranks"
+    free = f"; the last {human_bytes(kept)}, behind the |, are kept free" if kept else ""
+    console.print(f"bytes a rank, of {human_bytes(memory)}{of_many}{free}")
     label = max(len(name) for name, _ in groups)
     for name, ranks in groups:
         fullest = max(ranks, key=lambda rank: planned.device_bytes[rank])
@@ -91,10 +95,13 @@ def bars(planned: Planned) -> None:
         console.print(f"host memory: up to {human_bytes(host)} a rank, of {human_bytes(planned.machines.host_memory)}")
 
 
-def _groups(world: int) -> list[tuple[str, range]]:
-    size = -(-world // BARS)
-    groups = [range(first, min(first + size, world)) for first in range(0, world, size)]
-    return [(f"rank {rank_ranges(group)}", group) for group in groups]
+def _groups(loads: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """Neighbouring ranks, by name: each alone, or as many as are alike, or equally many."""
+    ranks = range(len(loads))
+    size = -(-len(ranks) // BARS)
+    groups = [list(ranks[first : first + size]) for first in ranks[::size]]
+    alike = [list(group) for _, group in groupby(ranks, key=lambda rank: human_bytes(loads[rank]))]
+    return [(f"rank {rank_ranges(group)}", group) for group in (alike if size > 1 and len(alike) <= BARS else groups)]
 
 
 def _bar(parts: dict[str, int], memory: int, limit: int) -> Text:
@@ -148,7 +155,7 @@ def ways(found: Sequence[Way], command: str) -> str:
 
 def compare(one: Planned, other: Planned) -> None:
     """Two plans side by side, and the tables that they shard differently."""
-    first, second = (f"{planned.config.name}\n{planned.machines.name}" for planned in (one, other))
+    first, second = (planned.title.replace(" on ", "\non ") for planned in (one, other))
     shown = _table("compared", {"": "l", first: "r", second + " ": "r"})
     for row in zip(_names(), _numbers(one), _numbers(other), strict=True):
         shown.add_row(*row)
@@ -162,12 +169,12 @@ def compare(one: Planned, other: Planned) -> None:
 
 def _names() -> list[str]:
     parts = [f"{PARTS[part]}, ms" for part in Milliseconds._fields]
-    return ["fullest rank", "its share of memory", "host memory", *parts, "step on tables, ms", "rows a second, at most"]
+    return ["fullest rank", "its share of memory", "host memory", *parts, "step on tables, ms", "rows a second at that rate"]
 
 
 def _numbers(planned: Planned) -> list[str]:
     fullest, found = max(planned.device_bytes), planned.estimate
-    rows = planned.config.data.batch_size * planned.cluster.world
+    rows = planned.config.data.batch_size * planned.cluster.world * planned.cluster.replicas.count
     return [
         human_bytes(fullest),
         f"{fullest / planned.cluster.memory:.0%}",

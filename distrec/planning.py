@@ -55,6 +55,13 @@ class Planned:
     seconds: float  # that planning took
 
     @property
+    def title(self) -> str:
+        """Which config on which machines, for a heading."""
+        count, world = self.cluster.replicas.count, self.cluster.world
+        copies = f", {count} replicas of the tables on {world} ranks each: the first" if count > 1 else ""
+        return f"{self.config.name} on {self.machines.name}{copies}"
+
+    @property
     def device_bytes(self) -> list[int]:
         """Bytes on each rank's device, all included."""
         return [sum(self.uses(rank).values()) for rank in range(self.cluster.world)]
@@ -143,6 +150,7 @@ def summary(planned: Planned) -> dict[str, Any]:
     return {
         "config": planned.config.name,
         "cluster": planned.machines.name,
+        "replicas": planned.cluster.replicas.count,
         "tables": {
             table.name: {
                 "shape": [table.rows, table.dim],

@@ -349,14 +349,12 @@ def make_pipeline(engine: Engine, forward: Callable[[Batch], tuple[Tensor, Outpu
         engine: its model and optimizers are driven.
         forward: what to call instead of the model.
     """
-    kinds = {"sparse_dist": TrainPipelineSparseDist, "prefetch_sparse_dist": PrefetchTrainPipelineSparseDist}
-    return kinds[engine.config.train.pipeline](
-        engine.model,
-        engine.optimizers,  # type: ignore[arg-type]  # what the pipeline needs of an optimizer: zero_grad and step
-        engine.ranks.device,
-        execute_all_batches=True,
-        custom_model_fwd=forward,  # type: ignore[arg-type]
-    )
+    options: Any = {"device": engine.ranks.device, "execute_all_batches": True, "custom_model_fwd": forward}
+    optimizers: Any = engine.optimizers  # what the pipeline needs of an optimizer: zero_grad and step
+    if engine.config.train.pipeline == "prefetch_sparse_dist":
+        return PrefetchTrainPipelineSparseDist(engine.model, optimizers, **options)
+    # Copies of the tables are averaged by `Engine.averaging`, which counts steps of the run and not of the process.
+    return TrainPipelineSparseDist(engine.model, optimizers, **options, dmp_collection_sync_interval_batches=None)
 
 
 def outputs(pipeline: TrainPipelineSparseDist, engine: Engine, reader: Reader) -> Iterator[Outputs]:

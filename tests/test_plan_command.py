@@ -104,7 +104,7 @@ def test_two_clusters_side_by_side(distrec: Command, small: Path) -> None:
     ended = distrec("plan", small, "--gpus", 2, "--compare", "2x4")
     [heading] = [line for line in ended.out.splitlines() if "1x2 cuda ranks" in line and "2x4 cuda ranks" in line]
     assert heading
-    assert re.search(r"rows a second, at most +[\d,]+ +[\d,]+", ended.out)
+    assert re.search(r"rows a second at that rate +[\d,]+ +[\d,]+", ended.out)
 
 
 def test_two_configs_side_by_side(distrec: Command, small: Path, tmp_path: Path) -> None:

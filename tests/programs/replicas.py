@@ -32,11 +32,12 @@ from distrec.models.inputs import InputSpec
 KINDS = ("data_parallel", "table_wise", "row_wise", "table_row_wise", "grid_shard")
 COPIES = ["embedding.replicas=2", "train.device=auto"]
 STEPS = 4
+SYNCS: list[DMPCollection] = []  # whose copies were averaged, in turn
 
 
 def on_cpu() -> None:
     """Let distrec and TorchRec do on CPU what they refuse there."""
-    remap, make = DMPCollection._remap_sharding_plan, shard.shard_copies
+    remap, sync, make = DMPCollection._remap_sharding_plan, DMPCollection.sync, shard.shard_copies
 
     def remap_to_cpu(self: DMPCollection, plan: ShardingPlan, *rest: Any, **named: Any) -> None:
         remap(self, plan, *rest, **named)
@@ -49,8 +50,13 @@ def on_cpu() -> None:
         model.set_all_reduce_hook(lambda tensors: average(tensors, model._default_ctx.replica_pg))
         return model
 
+    def count_and_sync(self: DMPCollection, *rest: Any, **named: Any) -> None:
+        SYNCS.append(self)
+        sync(self, *rest, **named)
+
     engine.needs_a_gpu = lambda _: []  # type: ignore[assignment,misc]
     DMPCollection._remap_sharding_plan = remap_to_cpu  # type: ignore[method-assign]
+    DMPCollection.sync = count_and_sync  # type: ignore[method-assign]
     shard.shard_copies = make_with_gloo
 
 
@@ -139,6 +145,7 @@ def trained(ranks: dist.Ranks, folder: Path) -> dict[str, Any]:
         **options | {"embedding": {"sharding": "row_wise"}},
     )
     return {
+        "syncs": [sum(model is spied.trainer.engine.model for model in SYNCS) for spied in (whole, rest, alone)],
         "whole": resume.gather(held(whole.trainer.engine)),
         "parts": resume.gather(held(rest.trainer.engine)),
         "probes": [resume.probe(spied.trainer, 7) for spied in (rest, alone)],
