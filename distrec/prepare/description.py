@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 ID_LIST = pa.list_(pa.field("element", pa.int64()))  # the name that Parquet gives to elements
-Role = Literal["label", "dense", "sparse", "sequence", "group", "time"]
+Role = Literal["label", "dense", "sparse", "sequence", "group", "time", "target", "mask", "text", "count"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,15 @@ def write_description(
         rows: of each split.
         facts: further entries that JSON can hold, such as the source's checksum.
     """
-    entries = [_entry(column) for column in columns]
+    entries = [entry(column) for column in columns]
     content = {"dataset": name, "task": task, "rows": dict(rows), **facts, "columns": entries}
     path = folder / "dataset.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
 
 
-def _entry(column: Column) -> dict[str, Any]:
-    entry = {"name": column.name, "type": str(column.type), "role": column.role}
+def entry(column: Column) -> dict[str, Any]:
+    """What `dataset.json` says of a column."""
+    said = {"name": column.name, "type": str(column.type), "role": column.role}
     optional = {"cardinality": column.cardinality, "shares": column.shares}
-    return entry | {key: value for key, value in optional.items() if value is not None}
+    return said | {key: value for key, value in optional.items() if value is not None}

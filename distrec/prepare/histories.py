@@ -20,10 +20,14 @@ class Histories:
 
     def take(self, rows: Ints) -> tuple[Ints, Ints]:
         """(values, offsets) of the histories of the events `rows`: event numbers, and (n + 1,) where each row begins."""
-        start, stop = self.start[rows], self.stop[rows]
-        offsets = np.concatenate([[0], np.cumsum(stop - start)])
-        place = np.repeat(start - offsets[:-1], stop - start) + np.arange(offsets[-1])
-        return self.chosen[place], offsets
+        places, offsets = slices(self.start[rows], self.stop[rows])
+        return self.chosen[places], offsets
+
+
+def slices(start: Ints, stop: Ints) -> tuple[Ints, Ints]:
+    """(places, offsets): the places `start[i]` to `stop[i]` of all rows on end, and (n + 1,) where each row begins."""
+    offsets = np.concatenate([[0], np.cumsum(stop - start)])
+    return np.repeat(start - offsets[:-1], stop - start) + np.arange(offsets[-1]), offsets
 
 
 def histories(user: Ints, timestamp: Ints, eligible: NDArray[np.bool_], longest: int) -> Histories:
@@ -38,8 +42,8 @@ def histories(user: Ints, timestamp: Ints, eligible: NDArray[np.bool_], longest:
         longest: events kept.
     """
     order = np.lexsort((timestamp, user))  # stable: ties stay in file order
-    user_first = _first_of_run(user[order])
-    moment_first = _first_of_run(user[order], timestamp[order])
+    user_first = first_of_run(user[order])
+    moment_first = first_of_run(user[order], timestamp[order])
     before = np.concatenate([[0], np.cumsum(eligible[order])])  # eligible events among the first k in this order
     start, stop = np.empty_like(order), np.empty_like(order)
     stop[order] = before[moment_first]
@@ -47,7 +51,7 @@ def histories(user: Ints, timestamp: Ints, eligible: NDArray[np.bool_], longest:
     return Histories(order[eligible[order]], start, stop)
 
 
-def _first_of_run(*keys: Ints) -> Ints:
+def first_of_run(*keys: NDArray[np.integer]) -> Ints:
     """For each place, where its run of equal keys begins."""
     new = np.ones(len(keys[0]), dtype=bool)
     new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from distrec.errors import UserError
 from distrec.prepare.download import download
 from distrec.prepare.output import Progress
+from distrec.prepare.published import files_in
 
-T = TypeVar("T")
 PUBLISHER = "https://files.grouplens.org/datasets/movielens"
 
 
@@ -64,7 +62,7 @@ def raw_files(edition: Edition, source: Path, fetched: bool = False) -> dict[str
     """
     names = [name for name in (edition.ratings, edition.users, edition.movies, edition.occupations) if name]
     try:
-        files = _from_folder(source, names) if source.is_dir() else _from_zip(source, names)
+        files = files_in(source, names)
     except FileNotFoundError:
         raise UserError(
             f"no MovieLens source at {source}; name the zip from {edition.url}, or a folder with its files"
@@ -81,22 +79,6 @@ def fetch(edition: Edition, folder: Path, progress: Progress) -> Path:
     if not target.exists():
         download(edition.url, target, progress)
     return target
-
-
-def _from_folder(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    return {name: _only(sorted(folder.rglob(name)), name, folder).read_bytes() for name in names}
-
-
-def _from_zip(path: Path, names: Iterable[str]) -> dict[str, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.namelist()
-        return {name: archive.read(_only([m for m in members if m.split("/")[-1] == name], name, path)) for name in names}
-
-
-def _only(found: list[T], name: str, source: Path) -> T:
-    if len(found) != 1:
-        raise UserError(f"{source} holds {len(found)} files named {name}, where one is needed")
-    return found[0]
 
 
 def _verify(edition: Edition, ratings: bytes, source: Path, fetched: bool) -> None:

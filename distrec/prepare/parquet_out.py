@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,31 +23,46 @@ def row_group_rows(rows: int) -> int:
     return max(1, min(LARGEST_ROW_GROUP, -(-rows // ROW_GROUPS)))
 
 
+class SplitWriter:
+    """Writes `part-0.parquet`, `part-1.parquet`, … in a folder that it makes, one row group a block."""
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        folder.mkdir()
+        self._folder, self._schema = folder, schema
+        self._parts, self.rows = 1, 0
+        self._file = _open(folder, 0, schema)
+
+    def write(self, block: pa.Table) -> None:
+        """Add a block; one with other columns than the schema's is a fault of the caller."""
+        if self.rows >= self._parts * ROWS_A_FILE:
+            self._file.close()
+            self._file = _open(self._folder, self._parts, self._schema)
+            self._parts += 1
+        self._file.write_table(block, row_group_size=max(1, block.num_rows))
+        self.rows += block.num_rows
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
 def write_split(folder: Path, schema: pa.Schema, blocks: Iterable[pa.Table]) -> int:
-    """Write `part-0.parquet`, `part-1.parquet`, … in `folder`, one row group a block.
+    """Write all blocks of a split.
 
     Args:
         folder: is made; a split with no block gets one file of 0 rows, so that its schema stands.
-        schema: of every file. A block with other columns is a fault of the caller.
+        schema: of every file.
         blocks: consumed one at a time, so memory holds one.
 
     Returns:
         The number of rows written.
     """
-    folder.mkdir()
-    parts, rows = 1, 0
-    writer = _open(folder, 0, schema)
-    try:
+    with SplitWriter(folder, schema) as split:
         for block in blocks:
-            if rows >= parts * ROWS_A_FILE:
-                writer.close()
-                writer = _open(folder, parts, schema)
-                parts += 1
-            writer.write_table(block, row_group_size=max(1, block.num_rows))
-            rows += block.num_rows
-    finally:
-        writer.close()
-    return rows
+            split.write(block)
+    return split.rows
 
 
 def id_lists(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> pa.ListArray:

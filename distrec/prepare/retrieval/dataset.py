@@ -1,0 +1,169 @@
+"""Writes a retrieval dataset: training rows and queries, some users at a time, then the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from distrec.errors import UserError
+from distrec.prepare.description import Column, arrow_schema, entry, write_description
+from distrec.prepare.histories import Ints
+from distrec.prepare.output import Progress, no_progress
+from distrec.prepare.parquet_out import LARGEST_ROW_GROUP, SplitWriter, row_group_rows
+from distrec.prepare.retrieval.columns import Catalogue, columns
+from distrec.prepare.retrieval.sequences import SPLITS, TRAIN, Sequences
+
+HISTORY = 50  # items kept where nobody says otherwise
+LIST_VALUES = LARGEST_ROW_GROUP * HISTORY  # ids in one column of a row group: bounds what a reader decodes at once
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How rows are made of interactions."""
+
+    max_history: int = HISTORY  # newest items kept
+    min_history: int = 0  # training interactions with fewer items to look back on give no row
+    ordered: bool = True  # False: histories of training rows are samples of the user's other training items
+    seed: int = 0  # of the order of training rows
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("max-history", self.max_history, 1), ("min-history", self.min_history, 0)):
+            if value < least:
+                raise UserError(f"--{name} {value}: must be at least {least}")
+
+
+class RetrievalWriter:
+    """Fills a folder with `train`, `valid`, `test`, `items`, `users` and `dataset.json`. A split without rows is left out."""
+
+    def __init__(
+        self,
+        folder: Path,
+        catalogue: Catalogue,
+        rows: Rows,
+        total: int,
+        profile: Sequence[Column] = (),
+        raw_user: pa.DataType | None = None,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Take what is known before the interactions.
+
+        Args:
+            folder: exists and is empty.
+            catalogue: the items.
+            rows: how rows are made.
+            total: interactions to come; row groups are sized for so many.
+            profile: columns of the interactions that describe the user or the moment.
+            raw_user: type of the users' own ids; default: int64.
+            progress: called with (interactions written, `total`).
+        """
+        self._folder, self._catalogue, self._rows, self._total = folder, catalogue, rows, total
+        self._profile, self._raw_user, self._progress = profile, raw_user or pa.int64(), progress
+        self._columns = columns(catalogue, profile, None, self._raw_user)
+        features = catalogue.frame.select(c.name for c in catalogue.features).to_arrow()
+        self._features = features.cast(arrow_schema(catalogue.features)) if catalogue.features else features
+        self._draw = np.random.default_rng(rows.seed)
+        self._train_count = np.zeros(catalogue.items, np.int64)
+        self._done, self._queries_without_history = 0, dict.fromkeys(SPLITS[1:], 0)
+        self._stack, self._open = ExitStack(), dict[str, SplitWriter]()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, interactions: pl.DataFrame, users: pl.DataFrame) -> None:
+        """Write the rows of some users.
+
+        Args:
+            interactions: `user_id`, `item_id`, `split` and the profile, in the order that `Sequences` wants.
+            users: `user_id` and `raw_id` of each of them.
+        """
+        user, item, split = (interactions[name].to_numpy() for name in ("user_id", "item_id", "split"))
+        sequences = Sequences(user, item, split, self._rows.max_history, self._rows.ordered)
+        self._train_count += np.bincount(item[split == TRAIN], minlength=self._catalogue.items)
+        for block in self._train(interactions, sequences):
+            self._write("train", block)
+        for number, name in enumerate(SPLITS[1:], start=1):
+            for block in self._queries(interactions, sequences, number):
+                self._write(name, block)
+        self._write("users", users.to_arrow().cast(arrow_schema(self._columns.users)))
+        self._done += interactions.height
+        self._progress(self._done, self._total)
+
+    def finish(self, name: str, **facts: Any) -> dict[str, int]:
+        """Write the catalogue and `dataset.json`, and say how many rows each part has.
+
+        Raises:
+            UserError: there is no training row.
+        """
+        if "train" not in self._open:
+            raise UserError("no row is left to train on; hold out less, or lower --min-history")
+        for block in self._items().iter_slices(max(1, row_group_rows(self._catalogue.items))):
+            self._write("items", block.to_arrow().cast(arrow_schema(self._columns.items)))
+        self._stack.close()
+        counts = {part: self._open[part].rows for part in (*SPLITS, "items", "users") if part in self._open}
+        full = columns(self._catalogue, self._profile, counts["users"], self._raw_user)
+        write_description(
+            self._folder,
+            name,
+            "retrieval",
+            full.train,
+            counts,
+            max_history=self._rows.max_history,
+            min_history=self._rows.min_history,
+            queries_without_history={k: v for k, v in self._queries_without_history.items() if k in counts},
+            **facts,
+            query_columns=[entry(column) for column in full.queries],
+            item_columns=[entry(column) for column in full.items],
+        )
+        return counts
+
+    def _items(self) -> pl.DataFrame:
+        counted = self._catalogue.frame.with_columns(train_count=self._train_count).with_row_index("item_id")
+        return counted.select(column.name for column in self._columns.items)
+
+    def _train(self, interactions: pl.DataFrame, sequences: Sequences) -> Iterator[pa.Table]:
+        """Training rows in random order, so that no batch holds one user alone."""
+        rows = self._draw.permutation(sequences.train(self._rows.min_history))
+        for block in _pieces(rows, row_group_rows(self._total), self._rows.max_history):
+            frame = interactions[block]
+            described = self._features.take(frame["item_id"].to_arrow())
+            yield _table(self._columns.train, frame, described, history_item_id=sequences.train_histories(block))
+
+    def _queries(self, interactions: pl.DataFrame, sequences: Sequences, split: int) -> Iterator[pa.Table]:
+        rows = sequences.queries(split)
+        in_all = len(rows) * self._total // max(1, interactions.height)  # if other users are like these
+        for block in _pieces(rows, row_group_rows(in_all), interactions.height // max(1, len(rows))):
+            history = sequences.query_histories(block)
+            self._queries_without_history[SPLITS[split]] += int((np.diff(history.offsets) == 0).sum())
+            lists = {"targets": sequences.targets(block), "seen": sequences.seen(block)}
+            yield _table(self._columns.queries, interactions[block], self._features[:0], history_item_id=history, **lists)
+
+    def _write(self, part: str, block: pa.Table) -> None:
+        if part not in self._open:
+            self._open[part] = self._stack.enter_context(SplitWriter(self._folder / part, block.schema))
+        self._open[part].write(block)
+
+
+def _pieces(rows: Ints, most: int, values: int) -> Iterator[Ints]:
+    """`rows` in row groups of `most`, fewer where a row has so many list values that the group would be too large."""
+    size = max(1, min(most, LIST_VALUES // max(1, values)))
+    yield from (rows[first : first + size] for first in range(0, len(rows), size))
+
+
+def _table(of: Sequence[Column], frame: pl.DataFrame, described: pa.Table, **lists: pa.ListArray) -> pa.Table:
+    """The columns `of` a file: lists as given, the items' features from `described`, all else from `frame`."""
+    plain = frame.select(c.name for c in of if c.name in frame.columns).to_arrow()
+    found = dict(zip(described.column_names, described.columns, strict=True)) | dict(
+        zip(plain.column_names, plain.columns, strict=True)
+    )
+    arrays = [lists[c.name] if c.name in lists else found[c.name].cast(c.type) for c in of]
+    return pa.Table.from_arrays(arrays, schema=arrow_schema(of))
