@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distrec.errors import UserError
 from distrec.prepare.description import ID_LIST, Column, arrow_schema, write_description
 from distrec.prepare.histories import Histories, histories
-from distrec.prepare.movielens_source import EDITIONS, Edition, fetch, raw_files
+from distrec.prepare.movielens_source import EDITIONS, Edition, fetch, raw_files, source_facts
 from distrec.prepare.movielens_tables import GENDERS, GENRES, joined
 from distrec.prepare.output import Prepared, Progress, new_folder, no_progress
 from distrec.prepare.parquet_out import id_lists, row_group_rows, write_split
@@ -79,7 +79,7 @@ def _known(kind: str, name: str, known: Collection[str]) -> None:
 
 def _facts(edition: Edition, split: Split, seed: int) -> dict:
     how = {"split": split} | ({"seed": seed} if split == "random" else {})
-    return how | {"source": {"url": edition.url, "file": edition.ratings, "sha256": edition.sha256}}
+    return how | source_facts(edition)
 
 
 class _Rows:

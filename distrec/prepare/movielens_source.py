@@ -81,6 +81,11 @@ def fetch(edition: Edition, folder: Path, progress: Progress) -> Path:
     return target
 
 
+def source_facts(edition: Edition) -> dict:
+    """What `dataset.json` says of the source."""
+    return {"source": {"url": edition.url, "file": edition.ratings, "sha256": edition.sha256}}
+
+
 def _verify(edition: Edition, ratings: bytes, source: Path, fetched: bool) -> None:
     found = hashlib.sha256(ratings).hexdigest()
     if found != edition.sha256:

@@ -30,12 +30,21 @@ def joined(edition: Edition, files: Mapping[str, bytes]) -> pl.DataFrame:
     """
     one_m = edition.occupations is None
     users = _parsed(edition.users, files, _users_1m if one_m else lambda raw: _users_100k(raw, files[str(edition.occupations)]))
-    movies = _parsed(edition.movies, files, _movies_1m if one_m else _movies_100k)
+    movies = movies_of(edition, files).drop("title")
     ratings = _parsed(edition.ratings, files, lambda raw: _ratings(raw, b"::" if one_m else b"\t"))
     frame = ratings.join(users, on="user_id", how="left", maintain_order="left")
     frame = frame.join(movies, on="movie_id", how="left", maintain_order="left")
     _refuse_strangers(frame, edition)
     return frame.sort("timestamp", maintain_order=True)
+
+
+def movies_of(edition: Edition, files: Mapping[str, bytes]) -> pl.DataFrame:
+    """One row a movie: movie_id, title, year, genres and genre, as in `joined`.
+
+    Raises:
+        UserError: a file that is not in its edition's form.
+    """
+    return _parsed(edition.movies, files, _movies_1m if edition.occupations is None else _movies_100k)
 
 
 def _parsed(name: str, files: Mapping[str, bytes], parse: Callable[[bytes], pl.DataFrame]) -> pl.DataFrame:
@@ -71,7 +80,7 @@ def _users_100k(raw: bytes, occupations: bytes) -> pl.DataFrame:
 def _movies_1m(raw: bytes) -> pl.DataFrame:
     frame = _csv(raw, b"::", ("movie_id", "title", "genres"))
     genres = pl.col("genres").str.split("|").list.eval(_index("", GENRES))
-    return _with_genre(frame.select(_id("movie_id"), _year(), genres.alias("genres")))
+    return _with_genre(frame.select(_id("movie_id"), "title", _year(), genres.alias("genres")))
 
 
 def _movies_100k(raw: bytes) -> pl.DataFrame:
@@ -79,7 +88,7 @@ def _movies_100k(raw: bytes) -> pl.DataFrame:
     frame = _csv(raw, b"|", ("movie_id", "title", "released", "video", "url", *flags))
     marks = [pl.when(pl.col(flag) == "1").then(pl.lit(i, pl.Int64)) for i, flag in enumerate(flags)]
     genres = pl.concat_list(marks).list.drop_nulls()
-    return _with_genre(frame.select(_id("movie_id"), _year(), genres.alias("genres")))
+    return _with_genre(frame.select(_id("movie_id"), "title", _year(), genres.alias("genres")))
 
 
 def _csv(raw: bytes, separator: bytes, names: tuple[str, ...]) -> pl.DataFrame:
