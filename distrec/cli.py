@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from distrec.cli_prepare import prepare
+
 if TYPE_CHECKING:
     from distrec.config.schema import Config
     from distrec.dist import Ranks
@@ -23,17 +25,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train recommendation models with embedding tables sharded over GPUs and nodes.",
 )
-prepare = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn a raw dataset into Parquet and dataset.json.")
 app.add_typer(prepare, name="prepare")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="the run's TOML file", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="train.epochs=3 data.batch_size=1024", show_default=False)
 ]
-Out = Annotated[Path, typer.Option(help="folder to write into", show_default=False)]
-Source = Annotated[Path | None, typer.Option(help="the publisher's zip, or its folder; default: download it")]
-Seed = Annotated[int, typer.Option(help="seed of whatever is drawn")]
-Overwrite = Annotated[bool, typer.Option(help="replace what is in the folder")]
 
 
 @app.command()
@@ -216,107 +213,3 @@ def _ranks(config: Config, folder: Path) -> Iterator[Ranks]:
     log.setup(ranks.rank, folder / "logs")
     yield ranks
     dist.stop()
-
-
-@prepare.command()
-def synthetic(
-    out: Out,
-    rows: Annotated[int, typer.Option(help="training rows")] = 400_000,
-    valid_rows: Annotated[int, typer.Option(help="validation rows")] = 100_000,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Criteo-shaped rows with a planted signal. Their best possible AUC is known."""
-    from distrec.prepare.synthetic import synthetic as write
-    from distrec.screen import bar, prepared
-
-    with bar("rows") as progress:
-        result = write(out, rows=rows, valid_rows=valid_rows, seed=seed, overwrite=overwrite, progress=progress)
-    prepared(result)
-
-
-@prepare.command("movielens-1m")
-def movielens_1m(
-    out: Out,
-    task: Annotated[Literal["ctr", "rating"], typer.Option(help="ctr: over 3 is positive, 3 dropped; rating: 1 to 5")] = "ctr",
-    split: Annotated[Literal["time", "random"], typer.Option(help="80/10/10, by time or by chance")] = "time",
-    seed: Seed = 0,
-    source: Source = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """MovieLens-1M, from its publisher or from a local copy."""
-    _movielens("movielens-1m", out, task, split, seed, source, overwrite)
-
-
-@prepare.command("movielens-100k")
-def movielens_100k(
-    out: Out,
-    task: Annotated[Literal["ctr", "rating"], typer.Option(help="ctr: over 3 is positive, 3 dropped; rating: 1 to 5")] = "ctr",
-    split: Annotated[Literal["time", "random"], typer.Option(help="80/10/10, by time or by chance")] = "time",
-    seed: Seed = 0,
-    source: Source = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """MovieLens-100K, from its publisher or from a local copy."""
-    _movielens("movielens-100k", out, task, split, seed, source, overwrite)
-
-
-def _movielens(
-    which: str,
-    out: Path,
-    task: Literal["ctr", "rating"],
-    split: Literal["time", "random"],
-    seed: int,
-    source: Path | None,
-    overwrite: bool,
-) -> None:
-    from distrec.prepare.movielens import movielens
-    from distrec.screen import bar, prepared
-
-    with bar("download") as fetching, bar("rows") as writing:
-        result = movielens(
-            which,
-            out,
-            task=task,
-            split=split,
-            seed=seed,
-            source=source,
-            overwrite=overwrite,
-            progress=writing,
-            download_progress=fetching,
-        )
-    prepared(result)
-
-
-@prepare.command()
-def criteo(
-    source: Annotated[
-        list[str], typer.Option(help="train.txt, a day file, a folder or a quoted pattern; may be repeated", show_default=False)
-    ],
-    out: Out,
-    hash_sizes: Annotated[
-        Literal["mlperf"] | None,
-        typer.Option(help="at most the rows of MLPerf's DLRM-DCNv2; default: 64-bit ids, to be hashed"),
-    ] = None,
-    max_rows_per_table: Annotated[int | None, typer.Option(help="at most so many rows in each table")] = None,
-    min_count: Annotated[
-        int | None, typer.Option(help="number the ids that training rows hold so often; others become 0")
-    ] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Criteo's click logs, Kaggle's or the terabyte, as TSV or gzip. Held out: the last file, or the last seventh of one."""
-    from distrec.prepare.criteo import criteo as write
-    from distrec.screen import bar, prepared
-
-    with bar("files counted") as counting, bar("rows") as progress:
-        result = write(
-            source,
-            out,
-            hash_sizes=hash_sizes,
-            max_rows_per_table=max_rows_per_table,
-            min_count=min_count,
-            overwrite=overwrite,
-            progress=progress,
-            count_progress=counting,
-        )
-    prepared(result)

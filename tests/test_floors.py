@@ -29,7 +29,7 @@ FLOORS = {
         "footprint",
     },
     3: {"engine", "record", "trainer", "profile", "planning", "ways_out"},
-    4: {"cli", "screen", "screen_profile", "plan_command", "plan_picture", "plan_screen", "agent", "__main__"},
+    4: {"cli", "cli_prepare", "screen", "screen_profile", "plan_command", "plan_picture", "plan_screen", "agent", "__main__"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 SAME_FLOOR = {("config", "errors"), ("log", "errors"), ("trainer", "engine"), ("trainer", "record"), ("record", "engine")} | {
@@ -48,7 +48,7 @@ HOMES = {  # third-party module -> where in distrec it may be imported
     "fbgemm_gpu": {"embeddings"},
     "tensorboard": {"metrics.writer"},
     "torch.utils.tensorboard": {"metrics.writer"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli_prepare"},
     "rich": {"screen", "screen_profile", "plan_screen", "cli"},
     "matplotlib": {"plan_picture"},
 }

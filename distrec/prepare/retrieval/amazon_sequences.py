@@ -14,6 +14,7 @@ from distrec.prepare.published import Published, PublishedFile, checksum, publis
 from distrec.prepare.retrieval.columns import Catalogue
 from distrec.prepare.retrieval.dataset import HISTORY, RetrievalWriter, Rows
 from distrec.prepare.retrieval.id_lines import IdLines, id_lines
+from distrec.prepare.retrieval.numbering import numbered
 from distrec.prepare.retrieval.splits import leave_one_out
 
 URL = "https://raw.githubusercontent.com/RUCAIBox/CIKM2020-S3Rec/master/data"
@@ -63,7 +64,7 @@ def amazon_sequences(
         files = published_files(published, Path(source) if source else None, Path(out), download_progress)
         reviews = id_lines(lines, files[lines])
         catalogue = _catalogue(reviews, attributes, files[attributes])
-        interactions, users = _in_sequence(reviews, catalogue.frame)
+        interactions, users = _in_sequence(reviews)
         source_facts = {"url": URL, "sha256": {name: checksum(raw) for name, raw in files.items()}}
         with RetrievalWriter(partial, catalogue, rows, interactions.height, progress=progress) as writer:
             writer.add(interactions, users)
@@ -86,8 +87,8 @@ def _catalogue(reviews: IdLines, name: str, raw: bytes) -> Catalogue:
         title=pl.col("raw_id").cast(pl.String),
         category=pl.lit(None, pl.String),
     )
-    largest = frame["item_attributes"].explode().max()
-    return Catalogue(frame, (Column("item_attributes", ID_LIST, "sparse", 1 + (largest or 0)),))
+    largest = max((max(listed, default=0) for listed in frame["item_attributes"].to_list()), default=0)
+    return Catalogue(frame, (Column("item_attributes", ID_LIST, "sparse", largest + 1),))
 
 
 def _attributes(name: str, raw: bytes) -> pl.DataFrame:
@@ -99,10 +100,9 @@ def _attributes(name: str, raw: bytes) -> pl.DataFrame:
     return pl.DataFrame({"raw_id": list(found), "item_attributes": list(found.values())}, schema=schema)
 
 
-def _in_sequence(reviews: IdLines, items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _in_sequence(reviews: IdLines) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Reviews by user, oldest first, and the users; ids count from 0."""
-    users = pl.DataFrame({"raw_id": reviews.user}).unique().sort("raw_id").with_row_index("user_id")
-    item = pl.Series(reviews.item).replace_strict(items["raw_id"], range(items.height), return_dtype=pl.Int64)
-    user = pl.Series(reviews.user).replace_strict(users["raw_id"], users["user_id"], return_dtype=pl.Int64)
+    item, _ = numbered(pl.Series(reviews.item))
+    user, users = numbered(pl.Series(reviews.user))
     frame = pl.DataFrame({"user_id": user, "item_id": item}).sort("user_id", maintain_order=True)
-    return frame.with_columns(leave_one_out()), users
+    return frame.with_columns(leave_one_out()), pl.DataFrame({"raw_id": users}).with_row_index("user_id")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,8 @@ class RetrievalWriter:
         self._features = features.cast(arrow_schema(catalogue.features)) if catalogue.features else features
         self._draw = np.random.default_rng(rows.seed)
         self._train_count = np.zeros(catalogue.items, np.int64)
-        self._done, self._queries_without_history = 0, dict.fromkeys(SPLITS[1:], 0)
+        self._targets = {split: np.zeros(catalogue.items, np.int64) for split in SPLITS}
+        self._done, self._without_history = 0, dict.fromkeys(SPLITS, 0)
         self._stack, self._open = ExitStack(), dict[str, SplitWriter]()
 
     def __enter__(self) -> Self:
@@ -111,20 +112,27 @@ class RetrievalWriter:
         self._stack.close()
         counts = {part: self._open[part].rows for part in (*SPLITS, "items", "users") if part in self._open}
         full = columns(self._catalogue, self._profile, counts["users"], self._raw_user)
-        write_description(
-            self._folder,
-            name,
-            "retrieval",
-            full.train,
-            counts,
-            max_history=self._rows.max_history,
-            min_history=self._rows.min_history,
-            queries_without_history={k: v for k, v in self._queries_without_history.items() if k in counts},
-            **facts,
-            query_columns=[entry(column) for column in full.queries],
-            item_columns=[entry(column) for column in full.items],
-        )
+        facts |= {
+            "max_history": self._rows.max_history,
+            "min_history": self._rows.min_history,
+            "queries": self._prospects(counts),
+        }
+        facts |= {"query_columns": [entry(c) for c in full.queries], "item_columns": [entry(c) for c in full.items]}
+        write_description(self._folder, name, "retrieval", full.train, counts, **facts)
         return counts
+
+    def _prospects(self, counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+        """For each split of queries, the users that it leaves out, and what in it no training prepares for."""
+        return {
+            split: {
+                "users_without_query": counts["users"] - counts[split],
+                "without_history": self._without_history[split],
+                "targets": int(self._targets[split].sum()),
+                "targets_never_trained_on": int(self._targets[split][self._train_count == 0].sum()),
+            }
+            for split in SPLITS[1:]
+            if split in counts
+        }
 
     def _items(self) -> pl.DataFrame:
         counted = self._catalogue.frame.with_columns(train_count=self._train_count).with_row_index("item_id")
@@ -143,8 +151,9 @@ class RetrievalWriter:
         in_all = len(rows) * self._total // max(1, interactions.height)  # if other users are like these
         for block in _pieces(rows, row_group_rows(in_all), interactions.height // max(1, len(rows))):
             history = sequences.query_histories(block)
-            self._queries_without_history[SPLITS[split]] += int((np.diff(history.offsets) == 0).sum())
             lists = {"targets": sequences.targets(block), "seen": sequences.seen(block)}
+            self._without_history[SPLITS[split]] += int((np.diff(history.offsets) == 0).sum())
+            self._targets[SPLITS[split]] += np.bincount(lists["targets"].values, minlength=self._catalogue.items)
             yield _table(self._columns.queries, interactions[block], self._features[:0], history_item_id=history, **lists)
 
     def _write(self, part: str, block: pa.Table) -> None:

@@ -75,7 +75,7 @@ def gowalla(
         catalogue = Catalogue(items.select("raw_id", title=pl.col("raw_id").cast(pl.String), category=pl.lit(None, pl.String)))
         with RetrievalWriter(partial, catalogue, rows, interactions.height, progress=progress) as writer:
             writer.add(interactions, users)
-            counts = writer.finish("gowalla", **_facts(train, test, users, valid_share, seed))
+            counts = writer.finish("gowalla", **_facts(train, test, valid_share, seed))
     return Prepared(folder, counts, tuple(sorted(folder.glob("*/*.parquet"))), folder / "dataset.json")
 
 
@@ -107,8 +107,7 @@ def _names(raw: bytes) -> pl.DataFrame:
     return frame.sort("remap_id").select(user_id="remap_id", raw_id="org_id")
 
 
-def _facts(train: IdLines, test: IdLines, users: pl.DataFrame, valid_share: float, seed: int) -> dict:
-    untested = users.height - len(np.unique(test.user))
+def _facts(train: IdLines, test: IdLines, valid_share: float, seed: int) -> dict:
     source = {"url": GOWALLA.url, "sha256": {name: file.sha256 for name, file in GOWALLA.files.items()}}
-    how = {"split": "given", "valid_share": valid_share, "seed": seed, "users_without_test": untested}
+    how = {"split": "given", "valid_share": valid_share, "seed": seed}
     return how | {"interactions": {"train": len(train.user), "test": len(test.user)}, "source": source}

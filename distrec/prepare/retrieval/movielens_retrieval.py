@@ -13,6 +13,7 @@ from distrec.prepare.movielens_tables import GENDERS, GENRES, joined, movies_of
 from distrec.prepare.output import Prepared, Progress, new_folder, no_progress
 from distrec.prepare.retrieval.columns import Catalogue
 from distrec.prepare.retrieval.dataset import HISTORY, RetrievalWriter, Rows
+from distrec.prepare.retrieval.numbering import numbered
 from distrec.prepare.retrieval.splits import leave_one_out
 
 PROFILE = ("gender", "age", "occupation", "zip")
@@ -56,9 +57,8 @@ def movielens_retrieval(
         files = raw_files(edition, path, fetched=source is None)
         ratings = joined(edition, files)
         movies = _rated(movies_of(edition, files), ratings)
-        users = ratings.select(raw_id=pl.col("user_id").unique().sort()).with_row_index("user_id")
         with RetrievalWriter(partial, movies, rows, ratings.height, _profile(ratings), progress=progress) as writer:
-            writer.add(_interactions(ratings, users, movies.frame), users)
+            writer.add(*_in_sequence(ratings))
             counts = writer.finish(which, split="leave-one-out", seed=seed, **source_facts(edition))
     return Prepared(folder, counts, tuple(sorted(folder.glob("*/*.parquet"))), folder / "dataset.json")
 
@@ -72,12 +72,12 @@ def _rated(movies: pl.DataFrame, ratings: pl.DataFrame) -> Catalogue:
     return Catalogue(frame, (Column("item_genres", ID_LIST, "sparse", len(GENRES)),))
 
 
-def _interactions(ratings: pl.DataFrame, users: pl.DataFrame, movies: pl.DataFrame) -> pl.DataFrame:
-    """Ratings by user, oldest first, with ids that count from 0."""
-    item = pl.col("movie_id").replace_strict(movies["raw_id"], range(movies.height), return_dtype=pl.Int64)
-    user = pl.col("user_id").replace_strict(users["raw_id"], users["user_id"], return_dtype=pl.Int64)
-    frame = ratings.select(*PROFILE, user_id=user, item_id=item).sort("user_id", maintain_order=True)
-    return frame.with_columns(leave_one_out())
+def _in_sequence(ratings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Ratings by user, oldest first, and the users; ids count from 0."""
+    item, _ = numbered(ratings["movie_id"])
+    user, users = numbered(ratings["user_id"])
+    frame = ratings.select(PROFILE).with_columns(user_id=user, item_id=item).sort("user_id", maintain_order=True)
+    return frame.with_columns(leave_one_out()), pl.DataFrame({"raw_id": users}).with_row_index("user_id")
 
 
 def _profile(ratings: pl.DataFrame) -> tuple[Column, ...]:

@@ -1,0 +1,259 @@
+"""`distrec prepare DATASET`: a verb a dataset. Whatever a verb needs is imported inside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+prepare = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn a raw dataset into Parquet and dataset.json.")
+
+Out = Annotated[Path, typer.Option(help="folder to write into", show_default=False)]
+Source = Annotated[Path | None, typer.Option(help="the publisher's zip, or its folder; default: download it")]
+Seed = Annotated[int, typer.Option(help="seed of whatever is drawn")]
+Overwrite = Annotated[bool, typer.Option(help="replace what is in the folder")]
+MaxHistory = Annotated[int, typer.Option(help="retrieval: newest items kept in a history")]
+MinHistory = Annotated[int, typer.Option(help="retrieval: leave training rows out that have fewer items before them")]
+MovieLensTask = Annotated[
+    Literal["ctr", "rating", "retrieval"],
+    typer.Option(help="ctr: over 3 is positive, 3 dropped; rating: 1 to 5; retrieval: the next movie, leave-one-out"),
+]
+MovieLensSplit = Annotated[
+    Literal["time", "random"] | None, typer.Option(help="ctr and rating: 80/10/10, by time or by chance; default: time")
+]
+
+
+@prepare.command()
+def synthetic(
+    out: Out,
+    rows: Annotated[int, typer.Option(help="training rows")] = 400_000,
+    valid_rows: Annotated[int, typer.Option(help="validation rows")] = 100_000,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Criteo-shaped rows with a planted signal. Their best possible AUC is known."""
+    from distrec.prepare.synthetic import synthetic as write
+    from distrec.screen import bar, prepared
+
+    with bar("rows") as progress:
+        result = write(out, rows=rows, valid_rows=valid_rows, seed=seed, overwrite=overwrite, progress=progress)
+    prepared(result)
+
+
+@prepare.command("movielens-1m")
+def movielens_1m(
+    out: Out,
+    task: MovieLensTask = "ctr",
+    split: MovieLensSplit = None,
+    max_history: MaxHistory = 50,
+    min_history: MinHistory = 0,
+    seed: Seed = 0,
+    source: Source = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """MovieLens-1M, from its publisher or from a local copy."""
+    _movielens("movielens-1m", out, task, split, max_history, min_history, seed, source, overwrite)
+
+
+@prepare.command("movielens-100k")
+def movielens_100k(
+    out: Out,
+    task: MovieLensTask = "ctr",
+    split: MovieLensSplit = None,
+    max_history: MaxHistory = 50,
+    min_history: MinHistory = 0,
+    seed: Seed = 0,
+    source: Source = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """MovieLens-100K, from its publisher or from a local copy."""
+    _movielens("movielens-100k", out, task, split, max_history, min_history, seed, source, overwrite)
+
+
+def _movielens(
+    which: str,
+    out: Path,
+    task: Literal["ctr", "rating", "retrieval"],
+    split: Literal["time", "random"] | None,
+    max_history: int,
+    min_history: int,
+    seed: int,
+    source: Path | None,
+    overwrite: bool,
+) -> None:
+    from functools import partial
+
+    from distrec.errors import UserError
+    from distrec.prepare.movielens import HISTORY, movielens
+    from distrec.prepare.retrieval.movielens_retrieval import movielens_retrieval
+    from distrec.screen import bar, prepared
+
+    if task == "retrieval" and split:
+        raise UserError(f"--split {split}: the split of --task retrieval is leave-one-out; leave --split away")
+    if task != "retrieval" and (max_history, min_history) != (HISTORY, 0):
+        raise UserError("--max-history and --min-history are for --task retrieval; leave them away")
+    write = (
+        partial(movielens_retrieval, max_history=max_history, min_history=min_history)
+        if task == "retrieval"
+        else partial(movielens, task=task, split=split or "time")
+    )
+    with bar("download") as fetching, bar("rows") as writing:
+        result = write(which, out, seed=seed, source=source, overwrite=overwrite, progress=writing, download_progress=fetching)
+    prepared(result)
+
+
+@prepare.command()
+def gowalla(
+    out: Out,
+    valid_share: Annotated[
+        float, typer.Option(help="hold one training place out for so many of the users; 0: as published, choose on test")
+    ] = 0.0,
+    max_history: MaxHistory = 50,
+    min_history: MinHistory = 0,
+    seed: Seed = 0,
+    source: Source = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Gowalla check-ins for retrieval, in the split of LightGCN and BARS."""
+    from distrec.prepare.retrieval.gowalla import gowalla as write
+    from distrec.screen import bar, prepared
+
+    with bar("download") as fetching, bar("rows") as writing:
+        result = write(
+            out,
+            valid_share=valid_share,
+            max_history=max_history,
+            min_history=min_history,
+            seed=seed,
+            source=source,
+            overwrite=overwrite,
+            progress=writing,
+            download_progress=fetching,
+        )
+    prepared(result)
+
+
+@prepare.command("amazon-sequences")
+def amazon_sequences(
+    out: Out,
+    category: Annotated[str, typer.Option(help="as the publisher names its files")] = "Beauty",
+    max_history: MaxHistory = 50,
+    min_history: MinHistory = 0,
+    seed: Seed = 0,
+    source: Source = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Amazon reviews for retrieval, leave-one-out, from the sequences that S3-Rec publishes."""
+    from distrec.prepare.retrieval.amazon_sequences import amazon_sequences as write
+    from distrec.screen import bar, prepared
+
+    with bar("download") as fetching, bar("rows") as writing:
+        result = write(
+            out,
+            category=category,
+            max_history=max_history,
+            min_history=min_history,
+            seed=seed,
+            source=source,
+            overwrite=overwrite,
+            progress=writing,
+            download_progress=fetching,
+        )
+    prepared(result)
+
+
+@prepare.command()
+def interactions(
+    log: Annotated[
+        list[str], typer.Argument(metavar="LOG", help="Parquet or CSV: files, folders, patterns", show_default=False)
+    ],
+    out: Out,
+    user: Annotated[str, typer.Option(help="column of users: integers or text")] = "user_id",
+    item: Annotated[str, typer.Option(help="column of items, in the log and in --items")] = "item_id",
+    time: Annotated[str, typer.Option(help="column of times: integers, timestamps or ISO 8601")] = "timestamp",
+    feature: Annotated[list[str] | None, typer.Option(help="column of the user or the moment; may be repeated")] = None,
+    items: Annotated[Path | None, typer.Option(help="the catalogue, a row an item; default: the log's items")] = None,
+    item_feature: Annotated[list[str] | None, typer.Option(help="column of --items; may be repeated")] = None,
+    title: Annotated[str | None, typer.Option(help="column of --items; default: the id")] = None,
+    category: Annotated[str | None, typer.Option(help="column of --items")] = None,
+    split: Annotated[
+        Literal["leave-one-out", "temporal"] | None,
+        typer.Option(help="each user's last two, or all after two moments; default: leave-one-out"),
+    ] = None,
+    valid_share: Annotated[float, typer.Option(help="temporal: share of the rows")] = 0.1,
+    test_share: Annotated[float, typer.Option(help="temporal: share of the rows")] = 0.1,
+    valid: Annotated[list[str] | None, typer.Option(help="files of a split of your own; LOG is then train")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="files of a split of your own; LOG is then train")] = None,
+    repeats: Annotated[
+        Literal["first", "all"], typer.Option(help="a user and an item count once, at first, or every time")
+    ] = "first",
+    unknown_items: Annotated[Literal["error", "drop"], typer.Option(help="items of the log that --items lacks")] = "error",
+    max_history: MaxHistory = 50,
+    min_history: MinHistory = 0,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Your own log for retrieval: who took which item when."""
+    from distrec.errors import UserError
+    from distrec.prepare.retrieval.interactions import interactions as write
+    from distrec.prepare.retrieval.items import ItemFile
+    from distrec.prepare.retrieval.log import LogColumns
+    from distrec.prepare.retrieval.splits import Splitting
+    from distrec.screen import bar, prepared
+
+    if not items and (item_feature or title or category):
+        raise UserError("--item-feature, --title and --category name columns of --items; name that file too")
+    if split and (valid or test):
+        raise UserError(f"--split {split}: --valid and --test are a split already; leave one of them away")
+    with bar("rows read") as reading, bar("rows") as writing:
+        result = write(
+            (log, valid or (), test or ()),
+            out,
+            columns=LogColumns(user, item, time, feature or ()),
+            items=ItemFile(items, item, title, category, item_feature or ()) if items else None,
+            splitting=Splitting("files" if valid or test else split or "leave-one-out", valid_share, test_share),
+            repeats=repeats,
+            unknown_items=unknown_items,
+            max_history=max_history,
+            min_history=min_history,
+            seed=seed,
+            overwrite=overwrite,
+            progress=writing,
+            read_progress=reading,
+        )
+    prepared(result)
+
+
+@prepare.command()
+def criteo(
+    source: Annotated[
+        list[str], typer.Option(help="train.txt, a day file, a folder or a quoted pattern; may be repeated", show_default=False)
+    ],
+    out: Out,
+    hash_sizes: Annotated[
+        Literal["mlperf"] | None,
+        typer.Option(help="at most the rows of MLPerf's DLRM-DCNv2; default: 64-bit ids, to be hashed"),
+    ] = None,
+    max_rows_per_table: Annotated[int | None, typer.Option(help="at most so many rows in each table")] = None,
+    min_count: Annotated[
+        int | None, typer.Option(help="number the ids that training rows hold so often; others become 0")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Criteo's click logs, Kaggle's or the terabyte, as TSV or gzip. Held out: the last file, or the last seventh of one."""
+    from distrec.prepare.criteo import criteo as write
+    from distrec.screen import bar, prepared
+
+    with bar("files counted") as counting, bar("rows") as progress:
+        result = write(
+            source,
+            out,
+            hash_sizes=hash_sizes,
+            max_rows_per_table=max_rows_per_table,
+            min_count=min_count,
+            overwrite=overwrite,
+            progress=progress,
+            count_progress=counting,
+        )
+    prepared(result)
