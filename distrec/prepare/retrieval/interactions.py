@@ -74,7 +74,7 @@ def interactions(
             empty or cannot be written.
     """
     _check(columns, items)
-    rows, paths = Rows(max_history, min_history, seed=seed), [tabular_files(sources) for sources in files]
+    rows, paths = Rows(max_history, min_history, seed=seed), _paths(files)
     folder, log = Path(out) / "retrieval", Log(columns)
     with new_folder(folder, overwrite) as partial:
         with Buckets(partial / ".buckets", _bucket_count(paths), USER) as buckets:
@@ -126,6 +126,15 @@ def _check(columns: LogColumns, items: ItemFile | None) -> None:
         raise UserError(f"user {columns.user!r}, item {columns.item!r} and time {columns.time!r} must be three columns")
 
 
+def _paths(files: Sequence[Sequence[str | Path]]) -> list[list[Path]]:
+    """The files of each split."""
+    paths = [tabular_files(sources) for sources in files]
+    together = [path for of_split in paths for path in of_split]
+    for path in (path for path in together if together.count(path) > 1):
+        raise UserError(f"{path} is named twice; its rows would count double")
+    return paths
+
+
 def _bucket_count(paths: Sequence[Sequence[Path]]) -> int:
     rows = sum(rows_about(path) for of_split in paths for path in of_split)
     return min(MOST, -(-rows // ROWS_A_BUCKET) or 1)
@@ -171,6 +180,7 @@ def _split(splitting: Splitting, buckets: Buckets) -> tuple[pl.Expr, dict[str, A
     if splitting.kind == "files":
         return pl.col(GIVEN).alias("split"), {"split": splitting.kind}
     shares = (1 - splitting.valid - splitting.test, 1 - splitting.test)
-    begins = [nth_smallest(lambda: buckets.column(TIME), int(share * buckets.rows + 1e-6)) for share in shares]
+    places = [min(int(share * buckets.rows + 1e-6), buckets.rows - 1) for share in shares]  # the last row is for test
+    begins = [nth_smallest(lambda: buckets.column(TIME), place) for place in places]
     facts = {"split": splitting.kind, "valid_share": splitting.valid, "test_share": splitting.test}
     return temporal(TIME, *begins), facts | {"valid_from": begins[0], "test_from": begins[1]}

@@ -42,14 +42,12 @@ def tabular_files(sources: Sequence[str | Path]) -> list[Path]:
     """The files that paths, folders and patterns name, in the order of the sources and by name within each.
 
     Raises:
-        UserError: a source without a file, a file of another format, or one that is named twice.
+        UserError: a source without a file, or a file of another format.
     """
     found = [file for source in sources for file in _named(Path(source))]
     for file in found:
         if not _known(file):
             raise UserError(f"{file}: a file must end in .parquet, .csv or .tsv, the latter two also in .gz")
-        if found.count(file) > 1:
-            raise UserError(f"{file} is named twice; its rows would count double")
     return found
 
 
