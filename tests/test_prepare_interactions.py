@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 from retrieval_rows import expected, given, leave_one_out, on_disk, read, same, temporal
 
+from benchmarks.prepare_interactions import generate, run_once
 from distrec.prepare.retrieval import buckets as buckets_module
 from distrec.prepare.retrieval import interactions as interactions_module
 from distrec.prepare.retrieval.interactions import interactions
@@ -198,6 +200,28 @@ def test_training_rows_of_a_user_do_not_stand_together(tmp_path):
     prepared = interactions([[write(tmp_path / "log.parquet", drawn_log())]], tmp_path, columns=COLUMNS)
     users = [row["user_id"] for row in read(prepared.folder, "train")]
     assert sum(a == b for a, b in pairwise(users)) < len(users) / 8
+
+
+def test_columns_that_nobody_asked_for_are_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr("distrec.prepare.retrieval.tabular.TEXT", 64)
+    lines = [f'"u, 1",{i},{i},{i if i < 40 else "n/a"}' for i in range(50)]
+    (tmp_path / "log.tsv").write_text("\n".join(["who,what,when,junk", *lines]).replace(",", "\t").replace("u\t", "u,"))
+    (tmp_path / "log.csv").write_text("\n".join(["who,what,when,junk", *lines]))
+    for name in ("log.csv", "log.tsv"):
+        prepared = interactions([[tmp_path / name]], tmp_path / name[-3:], columns=COLUMNS)
+        items = tuple(str(i) for i in range(49))
+        assert on_disk(prepared.folder).test == [("u, 1", items, ("49",), items)]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_log(tmp_path):
+    """Seven million more rows are 160 MiB of numbers, and over 2 GiB with their histories."""
+    peaks = []
+    for rows in (1_000_000, 8_000_000):
+        generate(tmp_path, rows)
+        peaks.append(run_once(tmp_path / "log.parquet", tmp_path / "out", {})["peak_mib"])
+        shutil.rmtree(tmp_path / "out")
+    assert peaks[1] - peaks[0] < 250
 
 
 @drawn(

@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from retrieval_rows import expected, leave_one_out, on_disk, read, same
 
 from distrec.errors import UserError
 from distrec.prepare.histories import histories
 from distrec.prepare.movielens import movielens
 from distrec.prepare.movielens_source import EDITIONS
 from distrec.prepare.movielens_tables import GENRES
+from distrec.prepare.retrieval.movielens_retrieval import movielens_retrieval
 
 SPLITS = ("train", "valid", "test")
 USERS = {1: ("F", 1, 10, "48067"), 2: ("M", 56, 16, "70072-1234"), 3: ("M", 25, 0, "02460")}
@@ -283,3 +285,20 @@ def test_histories_against_every_pair(longest):
     for k, i in enumerate(rows):
         expected = [j for j in range(300) if user[j] == user[i] and timestamp[j] < timestamp[i] and eligible[j]][-longest:]
         assert values[offsets[k] : offsets[k + 1]].tolist() == expected
+
+
+def test_retrieval_leaves_one_out_in_the_order_of_time(source, tmp_path):
+    ratings = drawn_ratings()
+    once = {(u, m): (u, m, r, t) for u, m, r, t in reversed(in_time(ratings))}  # each movie at the time of its first rating
+    lines = list(once.values())
+    prepared = movielens_retrieval("movielens-1m", tmp_path / "out", source=source(files_1m(lines)), max_history=2)
+    same(on_disk(prepared.folder), expected([(u, m, t, 0) for u, m, _, t in lines], leave_one_out, longest=2))
+    items, users = (read(prepared.folder, part) for part in ("items", "users"))
+    for row in items:
+        title, genres = MOVIES[row["raw_id"]]
+        assert (row["title"], row["category"]) == (title, genres.split("|")[0])
+        assert row["item_genres"] == [GENRES.index(name) for name in genres.split("|")]
+    for row in read(prepared.folder, "train") + read(prepared.folder, "test"):
+        gender, *rest = USERS[users[row["user_id"]]["raw_id"]]
+        assert [row["gender"], row["age"], row["occupation"], row["zip"]] == ["FM".index(gender), *rest]
+        assert "item_id" not in row or row["item_genres"] == items[row["item_id"]]["item_genres"]

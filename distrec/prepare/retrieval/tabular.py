@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ ROWS = 1 << 17  # of a Parquet file that are read at once
 TEXT = 8 << 20  # bytes of a CSV file that are read at once
 PARQUET = re.compile(r"\.(parquet|pq)$")
 TEXTS = re.compile(r"\.(csv|tsv)(\.gz)?$")
+LONGEST_HEADER = 1 << 20  # bytes
 BYTES_A_ROW = 30  # of a log as CSV, about; less if packed
 
 
@@ -107,22 +109,26 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _csv(file: Path, columns: Sequence[str], text: Sequence[str]) -> Iterator[pa.Table]:
-    """Lines are numbered in messages only by one thread."""
-    tab = ".tsv" in file.suffixes
-    with (
-        pa.input_stream(str(file)) as stream,
-        csv.open_csv(
-            stream,
-            read_options=csv.ReadOptions(use_threads=False, block_size=TEXT),
-            parse_options=csv.ParseOptions(delimiter="\t" if tab else ",", newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                column_types=dict.fromkeys(text, pa.string()), null_values=[""], strings_can_be_null=True
-            ),
-        ) as opened,
-    ):
-        _refuse_missing(file, columns, opened.schema.names)
+    """Only one thread says which line a message is about."""
+    parse = csv.ParseOptions(delimiter="\t" if ".tsv" in file.suffixes else ",", newlines_in_values=True)
+    _refuse_missing(file, columns, _names(file, parse))
+    read = csv.ReadOptions(use_threads=False, block_size=TEXT)
+    convert = csv.ConvertOptions(
+        include_columns=list(columns),
+        column_types=dict.fromkeys(text, pa.string()),
+        null_values=[""],
+        strings_can_be_null=True,
+    )
+    with pa.input_stream(str(file)) as stream, csv.open_csv(stream, read, parse, convert) as opened:
         for batch in opened:
-            yield pa.Table.from_batches([batch]).select(list(columns))
+            yield pa.Table.from_batches([batch])
+
+
+def _names(file: Path, parse: csv.ParseOptions) -> list[str]:
+    """What the first line calls the columns."""
+    with pa.input_stream(str(file)) as stream:
+        line, end, _ = stream.read(LONGEST_HEADER).partition(b"\n")
+    return csv.read_csv(io.BytesIO(line + end), parse_options=parse).column_names
 
 
 def _refuse_missing(file: Path, columns: Sequence[str], found: Sequence[str]) -> None:
