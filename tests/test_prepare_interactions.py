@@ -54,6 +54,7 @@ def small_buckets(monkeypatch):
     monkeypatch.setattr(interactions_module, "ROWS_A_BUCKET", 60)
     monkeypatch.setattr(buckets_module, "ROWS_A_WRITE", 50)
     monkeypatch.setattr("distrec.prepare.retrieval.tabular.ROWS", 40)
+    monkeypatch.setattr("distrec.prepare.retrieval.numbering.PENDING", 30)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
@@ -82,6 +83,13 @@ def test_a_temporal_split_cuts_all_users_at_the_same_moments(tmp_path, small_buc
         max_history=5,
     )
     same(on_disk(prepared.folder), expected(log, temporal(log, 0.15, 0.2), longest=5, first_only=first_only))
+
+
+def test_the_smallest_share_leaves_the_last_moment_for_test(tmp_path):
+    log = [("a", f"i{n}", n, 0) for n in range(10)]
+    path = write(tmp_path / "log.parquet", log)
+    prepared = interactions([[path]], tmp_path, columns=COLUMNS, splitting=Splitting("temporal", valid=0, test=1e-9))
+    assert [targets for _, _, targets, _ in on_disk(prepared.folder).test] == [("i9",)]
 
 
 def test_files_of_ones_own_are_the_splits(tmp_path):
@@ -200,6 +208,28 @@ def test_training_rows_of_a_user_do_not_stand_together(tmp_path):
     prepared = interactions([[write(tmp_path / "log.parquet", drawn_log())]], tmp_path, columns=COLUMNS)
     users = [row["user_id"] for row in read(prepared.folder, "train")]
     assert sum(a == b for a, b in pairwise(users)) < len(users) / 8
+
+
+def test_long_histories_make_small_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr("distrec.prepare.retrieval.dataset.LIST_VALUES", 100)
+    prepared = interactions([[write(tmp_path / "log.parquet", drawn_log())]], tmp_path, columns=COLUMNS, max_history=9)
+    train = pq.read_metadata(prepared.folder / "train" / "part-0.parquet")
+    assert {train.row_group(i).num_rows for i in range(train.num_row_groups - 1)} == {100 // 9}
+    same(on_disk(prepared.folder), expected(drawn_log(), leave_one_out, longest=9))
+
+
+def test_progress_says_what_was_read_and_ends_at_the_total(tmp_path, small_buckets):
+    log = list({row[:2]: row for row in drawn_log()}.values())
+    read_calls, calls = [], []
+    interactions(
+        [[write(tmp_path / "log.parquet", log)]],
+        tmp_path,
+        columns=COLUMNS,
+        progress=lambda *call: calls.append(call),
+        read_progress=lambda *call: read_calls.append(call),
+    )
+    assert (read_calls[-1], calls[-1]) == ((len(log), 0), (len(log), len(log)))
+    assert len(calls) > 3
 
 
 def test_columns_that_nobody_asked_for_are_not_parsed(tmp_path, monkeypatch):

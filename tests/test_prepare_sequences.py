@@ -74,6 +74,11 @@ def test_a_gowalla_history_is_a_sample_of_the_other_places(source, tmp_path, lon
         assert set(shown.values()) <= {min(longest, len(items) - 1)}
 
 
+def test_places_of_users_with_few_others_give_no_row_when_told(source, tmp_path):
+    prepared = gowalla(tmp_path, source=source(files()), min_history=4)
+    assert {row["user_id"] for row in read(prepared.folder, "train")} == {u for u, items in TRAIN.items() if len(items) >= 5}
+
+
 def test_a_gowalla_query_asks_for_all_test_places_and_knows_all_others(source, tmp_path):
     prepared = gowalla(tmp_path, source=source(files()), max_history=4)
     assert prepared.rows == {"train": sum(map(len, TRAIN.values())), "test": 20, "items": 30, "users": 25}
@@ -117,6 +122,13 @@ def test_what_is_held_out_and_shown_depends_on_the_seed_alone(source, tmp_path):
     )
     assert [f.read_bytes() for f in first.files] == [f.read_bytes() for f in again.files]
     assert read(first.folder, "valid") != read(other.folder, "valid")
+    a, b = (gowalla(tmp_path / name, source=folder, max_history=4, seed=seed) for name, seed in (("d", 0), ("e", 1)))
+    assert shown(a.folder) != shown(b.folder)
+
+
+def shown(folder):
+    """The places in each history, in no order."""
+    return {(row["user_id"], row["item_id"]): set(row["history_item_id"]) for row in read(folder, "train")}
 
 
 def test_the_order_in_a_line_and_line_ends_do_not_change_the_checksum():

@@ -1,2 +1,2 @@
 """Raw datasets -> Parquet and `dataset.json`. One function a dataset: `synthetic.synthetic`, `movielens.movielens`,
-`criteo.criteo`."""
+`criteo.criteo`, and those of `retrieval`."""

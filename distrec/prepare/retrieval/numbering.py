@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
+PENDING = 1 << 20  # values that wait before they are put together, at least
+
 
 class Distinct:
     """The distinct values of a stream. Memory holds each of them at most a few times."""
@@ -16,7 +18,7 @@ class Distinct:
         """Take some of the stream."""
         self._parts.append(values.unique())
         self._pending += len(self._parts[-1])
-        if self._pending > max(1 << 20, self._kept):
+        if self._pending > max(PENDING, self._kept):
             self._parts = [pl.concat(self._parts).unique()]
             self._pending, self._kept = 0, len(self._parts[0])
 
