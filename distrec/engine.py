@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Self
 
 import torch
@@ -227,11 +228,11 @@ def validate(config: Config) -> str:
     """Check all that can be checked on one machine without training; returns what the config describes, in one line.
 
     Raises:
-        UserError: all faults, one a line.
+        UserError: all faults, each on lines of its own.
     """
     faults = list(find_faults(config))
     if faults:  # the model and the data would only repeat them in other words
-        raise UserError("\n".join(faults))
+        raise UserError(_listed(faults))
     features = layout(config.features, config.tables)
     splits = [split for split in ("train", "valid", "test") if getattr(config.data, split)]
     rows: dict[str, int] = {}
@@ -243,10 +244,17 @@ def validate(config: Config) -> str:
         except UserError as error:
             faults.append(str(error))
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError(_listed(faults))
     size = plans.human_bytes(sum(plans.table_bytes(table) for table in config.tables.values()))
     counted = ", ".join(f"{count:,} rows in data.{split}" for split, count in rows.items())
     return f"{config.model.name}, {len(config.tables)} tables of {size}, {counted}"
+
+
+def _listed(faults: list[str]) -> str:
+    """One fault as it is, several as a list; a fault may have several lines itself."""
+    if len(faults) == 1:
+        return faults[0]
+    return "\n".join([f"{len(faults)} faults:", *(indent(fault, "  ") for fault in faults)])
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ def setup(rank: int, folder: Path | None = None) -> None:
 def _file(rank: int, folder: Path) -> logging.Handler:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8")
+        file = _File(folder / f"rank-{rank}.log", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write logs to {folder}: {error.strerror}; set `folder` to where you can") from None
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -92,3 +92,18 @@ class _Screen(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stdout if record.levelno < logging.WARNING else sys.stderr, flush=True)
+
+
+class _File(logging.FileHandler):
+    """What a full disk refuses is on the screen all the same: once, where logging would print a traceback a message."""
+
+    _refused = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say once why, and go on without the file."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._refused:
+            self._refused = True
+            print(f"cannot write {self.baseFilename}: {error.strerror}; messages are shown here alone", file=sys.stderr)

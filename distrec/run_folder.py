@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from distrec.config.load import dump, parse
 from distrec.config.schema import Config
 from distrec.errors import UserError
 
-CONFIG = "config.json"
+CONFIG = "config.json"  # who creates it has claimed the folder
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
+_claimed: set[Path] = set()  # by this process; what another one has claimed is not ours to give back
 
 
 def claim(config: Config, resume: str | None) -> Path:
@@ -28,16 +30,26 @@ def claim(config: Config, resume: str | None) -> Path:
         UserError: a new run into a folder that holds one, or `newest` where there is none.
     """
     folder = Path(config.run_folder)
-    holds_one = (folder / CONFIG).exists()
-    if holds_one and resume is None:
-        raise UserError(
-            f"{folder} holds a run already; go on with it (--resume), name another folder (folder=runs/NAME), or remove it"
-        )
-    if resume == "newest" and not holds_one:
+    if resume == "newest" and not (folder / CONFIG).exists():
         raise UserError(f"there is no run in {folder} to resume; start it without --resume")
-    if not holds_one:
-        write_config(folder, config)
+    if resume is None or not (folder / CONFIG).exists():
+        _create(folder, config)
     return folder
+
+
+def _create(folder: Path, config: Config) -> None:
+    """Of all that try at once, one succeeds."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            (folder / CONFIG).touch(exist_ok=False)
+            _claimed.add(folder)
+            return write_config(folder, config)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    raise UserError(
+        f"{folder} holds a run already; go on with it (--resume), name another folder (folder=runs/NAME), or remove it"
+    )
 
 
 def write_config(folder: Path, config: Config) -> None:
@@ -46,21 +58,32 @@ def write_config(folder: Path, config: Config) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
+    _replace(folder, CONFIG, dump(config))
+
+
+def _replace(folder: Path, name: str, text: str) -> None:
+    """All of it, or what was there before, also when the process is killed."""
+    part = folder / f".{name}.{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(dump(config), encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / name)
     except OSError as error:
-        raise UserError(f"the run folder {folder} cannot be written: {error.strerror}; set `folder`") from None
+        part.unlink(missing_ok=True)
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"the run folder {folder} cannot be written: {error.strerror}; set `folder`")
 
 
 @contextmanager
 def given_back_if_unused(folder: Path) -> Iterator[None]:
     """When the run within fails before it has anything to keep, take back its claim: the mended run starts without ado."""
-    held_before = (folder / CONFIG).exists()
+    _claimed.discard(folder)
     try:
         yield
     except BaseException:
-        if not held_before and not _has_results(folder):
+        if folder in _claimed and not _has_results(folder):
             (folder / CONFIG).unlink(missing_ok=True)
         raise
 
@@ -85,5 +108,9 @@ def saved_config(folder: Path, overrides: list[str]) -> Config:
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Final numbers, for scripts."""
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2, default=str), encoding="utf-8")
+    """Final numbers, for scripts.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    _replace(folder, SUMMARY, json.dumps(summary, indent=2, default=str))

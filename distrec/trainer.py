@@ -332,6 +332,8 @@ def score(config: Config, ranks: Ranks, folder: Path, split: str, step: int | No
             f"name the rows: distrec evaluate {folder} data.{split}=PATH --split {split}"
         )
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint.keep, ranks)
+    if step is not None and step not in (steps := from_first(checkpoints.steps)):
+        refuse(f"{folder} has no checkpoint of step {step}; it has: {', '.join(map(str, steps)) or 'none'}")
     wanted = step if step is not None else checkpoints.best()
     manifest = checkpoints.newest() if wanted is None else checkpoints.read_manifest(wanted)
     if manifest is None:

@@ -328,7 +328,7 @@ def test_evaluate_takes_other_rows_and_an_older_step(distrec: Command, finished:
     ("words", "said"),
     [
         (["--split", "test"], "has no data.test; name the rows: distrec evaluate"),
-        (["--step", "999"], "step-000000999 is not a checkpoint"),
+        (["--step", "999"], "has no checkpoint of step 999; it has: 2, 3"),
         (["data.valid=no/such/place"], "no/such/place: no Parquet file there"),
         (["tables.user.dim=16"], "tables.user.dim (8, now 16)"),
         (["tables.usr.dim=16"], "tables.usr.rows: this key is required"),
@@ -379,7 +379,8 @@ def test_check_reports_all_faults_of_model_and_data(distrec: Command, config: Ca
     words = ["model.params.dropout=2", "features.dense.0.column=xx", "data.valid=no/such/place", "data.test=nor/here"]
     ended = distrec("check", config(), *words)
     assert ended.code == 2
-    for part in ("dropout", "no column 'xx'", "no/such/place: no Parquet file", "nor/here: no Parquet file"):
+    assert [len(line) - len(line.lstrip()) for line in ended.err.splitlines()] == [0, 2, 4, 2, 2, 2]
+    for part in ("distrec: 4 faults:", "dropout", "no column 'xx'", "no/such/place: no Parquet", "nor/here: no Parquet"):
         assert part in ended.err
 
 

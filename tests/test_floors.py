@@ -46,8 +46,8 @@ HOMES = {  # third-party module -> where in distrec it may be imported
     "polars": {"prepare"},
     "torchrec": {"batch", "embeddings", "optim", "task", "checkpoint", "engine", "trainer"},
     "fbgemm_gpu": {"embeddings"},
-    "tensorboard": {"metrics.writer"},
-    "torch.utils.tensorboard": {"metrics.writer"},
+    "tensorboard": {"metrics.events"},
+    "torch.utils.tensorboard": {"metrics.events"},
     "typer": {"cli", "cli_prepare"},
     "rich": {"screen", "screen_profile", "plan_screen", "cli"},
     "matplotlib": {"plan_picture"},
@@ -164,9 +164,9 @@ def test_launch_knows_torchx_and_floor_0_alone() -> None:
         (
             "metrics.ranking",
             "from torch.utils.tensorboard import SummaryWriter",
-            "torch.utils.tensorboard lives in metrics.writer",
+            "torch.utils.tensorboard lives in metrics.events",
         ),
-        ("metrics.ranking", "from torch.utils import tensorboard", "torch.utils.tensorboard lives in metrics.writer"),
+        ("metrics.ranking", "from torch.utils import tensorboard", "torch.utils.tensorboard lives in metrics.events"),
         ("data.loader", "import polars", "polars lives in prepare"),
         ("models", "from pydantic import Field", "pydantic lives in config"),
         ("losses", "from torchrec.sparse import jagged_tensor", "torchrec lives in"),
@@ -182,5 +182,5 @@ def test_a_violation_is_seen(module: str, source: str, fault: str) -> None:
 
 def test_what_only_the_type_checker_imports_is_free() -> None:
     assert violations("data.ids", "if TYPE_CHECKING:\n    from distrec.trainer import Trainer") == []
-    assert violations("metrics.writer", "from torch.utils.tensorboard import SummaryWriter") == []
+    assert violations("metrics.events", "from torch.utils.tensorboard import SummaryWriter") == []
     assert violations("trainer", "from distrec.engine import Engine\nfrom distrec.config.schema import Config") == []

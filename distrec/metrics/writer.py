@@ -10,15 +10,16 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TextIO
+from typing import Any, Literal, Self
 
 from torch import Tensor
-from torch.utils.tensorboard.summary import hparams as hparams_summaries
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from distrec.errors import UserError
+from distrec.metrics.append import AppendFile
+from distrec.metrics.events import Events
 
 JSON_LINES = "metrics.jsonl"
 
@@ -65,11 +66,14 @@ class NullWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        with suppress(UserError) if error else nullcontext():  # why the run ends is said, not what came of it
+            self.close()
 
 
 class Writer(NullWriter):
-    """Writes to `folder`: events for `tensorboard --logdir`, and `metrics.jsonl`, flushed at each call.
+    """Writes to `folder`: events for `tensorboard --logdir`, and `metrics.jsonl`, both at each call.
+
+    A disk that is full is a warning, and the numbers wait for room; at the end, those that still wait are an error.
 
     A line of `metrics.jsonl` is one call of `scalars`: `{"step": 50, "time": 1700000000.0, "train/loss": 0.41}`, with
     `time` in seconds since 1970 and `null` for a number that is NaN or infinite, which JSON cannot say.
@@ -92,35 +96,31 @@ class Writer(NullWriter):
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self._lines = _open_lines(Path(folder) / JSON_LINES, kept)
+            self._events = Events(Path(folder), kept + 1)
         except OSError as error:
             raise UserError(f'cannot write metrics to the run folder "{folder}": {error.strerror}; set `folder`') from error
-        self._events = SummaryWriter(str(folder), purge_step=kept + 1)
         quality = LOSS | {title: chart for kind, charts in QUALITY.items() if kind in kinds for title, chart in charts.items()}
-        self._events.add_custom_scalars({"Quality": quality, "Speed": SPEED, "Memory": MEMORY})
+        self._events.charts({"Quality": quality, "Speed": SPEED, "Memory": MEMORY})
 
     def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
         """Write numbers (0-d tensors among them) of one step by tag."""
         now = time.time()
         numbers = {tag: float(value) for tag, value in values.items()}
         line = {"step": step, "time": now} | {tag: n if math.isfinite(n) else None for tag, n in numbers.items()}
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
+        self._lines.write(f"{json.dumps(line, allow_nan=False)}\n".encode())
         for tag, number in numbers.items():
-            self._events.add_scalar(tag, number, step, now)
-        self._events.flush()
+            self._events.scalar(tag, number, step, now)
 
     def text(self, tag: str, markdown: str) -> None:
         """Show a text, the config say, on TensorBoard's page TEXT."""
-        self._events.add_text(tag, markdown)
-        self._events.flush()
+        self._events.text(tag, markdown)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Show how the finite ones of `values` are distributed: the counts of ids by row of a table, say."""
         finite = values.detach().double()
         finite = finite[finite.isfinite()].cpu()
         if len(finite):
-            self._events.add_histogram(tag, finite, step)
-            self._events.flush()
+            self._events.histogram(tag, finite.numpy(), step)
 
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Put the run on TensorBoard's page HPARAMS, which compares runs: a row of settings and final metrics.
@@ -128,24 +128,25 @@ class Writer(NullWriter):
         `config` may be nested; its keys are joined by dots. `metrics` are by tag, which `scalars` must have written:
         the page reads the numbers from there.
         """
-        # SummaryWriter.add_hparams would put the same into a run of its own, beside this one.
-        for summary in hparams_summaries(_flat(config), dict(metrics)):
-            self._events._get_file_writer().add_summary(summary)
-        self._events.flush()
+        self._events.hparams(_flat(config), dict(metrics))
 
     def close(self) -> None:
-        """Close both files."""
-        self._lines.close()
-        self._events.close()
+        """Close both files.
+
+        Raises:
+            UserError: numbers still wait for room on the disk.
+        """
+        with closing(self._events), closing(self._lines):
+            pass
 
 
-def _open_lines(path: Path, last_step: int) -> TextIO:
+def _open_lines(path: Path, last_step: int) -> AppendFile:
     """Open for appending, less the lines after `last_step` and those that a crash cut short."""
     old = path.read_text(errors="replace").splitlines() if path.exists() else []
     short = path.with_suffix(".jsonl.tmp")
     short.write_text("".join(f"{line}\n" for line in old if _step(line) <= last_step))
     short.replace(path)
-    return path.open("a")
+    return AppendFile(path)
 
 
 def _step(line: str) -> float:
