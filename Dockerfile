@@ -17,8 +17,8 @@ WORKDIR /app
 COPY requirements/torch-${DEVICE}.txt requirements/
 RUN pip install --no-deps --requirement requirements/torch-${DEVICE}.txt
 # A closed set: a resolver would add the other distribution of FBGEMM, which does not load beside this one.
-COPY requirements/${DEVICE}.txt requirements/
-RUN pip install --no-deps --requirement requirements/${DEVICE}.txt
+COPY requirements/${DEVICE}.txt requirements/s3.txt requirements/
+RUN pip install --no-deps --requirement requirements/${DEVICE}.txt --requirement requirements/s3.txt
 
 COPY pyproject.toml README.md ./
 COPY distrec distrec

@@ -22,10 +22,10 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): requirements/torch-$(DEVICE).txt requirements/$(DEVICE).txt requirements/dev.txt pyproject.toml
+$(STAMP): requirements/torch-$(DEVICE).txt requirements/$(DEVICE).txt requirements/s3.txt requirements/dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-deps --retries 1 -r requirements/torch-$(DEVICE).txt
-	$(BIN)/pip install --quiet --no-deps -r requirements/$(DEVICE).txt -r requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/$(DEVICE).txt -r requirements/s3.txt -r requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

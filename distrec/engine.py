@@ -216,7 +216,8 @@ def open_reader(engine: Engine, split: str) -> Reader:
 
 def open_split(config: Config, features: Layout, split: str) -> Dataset:
     """The files of a split, checked against what the config reads of them."""
-    dataset = data.open_dataset(getattr(config.data, split), data.uses(config.data, features, config.tasks))
+    wanted = data.uses(config.data, features, config.tasks)
+    dataset = data.open_dataset(getattr(config.data, split), wanted, config.data.retries)
     if split == "train" and dataset.rows < config.data.batch_size:
         raise UserError(
             f"data.batch_size = {config.data.batch_size}, but data.train has {dataset.rows} rows in all; make it smaller"

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-FILES = ("cpu.txt", "torch-cpu.txt", "cuda.txt", "dev.txt")
+FILES = ("cpu.txt", "torch-cpu.txt", "cuda.txt", "s3.txt", "dev.txt")
 FBGEMM = {"fbgemm-gpu-cpu": "fbgemm-gpu"}  # the same import, built for CPU
 
 
@@ -61,13 +61,18 @@ def cuda_torch() -> list[str]:
 
 
 def test_direct_requirements_are_the_versions_of_the_closures() -> None:
-    cpu, cuda, dev = pins("cpu.txt"), pins("cuda.txt", *cuda_torch()), pins("dev.txt")
+    cpu, cuda, s3, dev = pins("cpu.txt"), pins("cuda.txt", *cuda_torch()), pins("s3.txt"), pins("dev.txt")
     extras = PROJECT["optional-dependencies"]
-    for requirements, closure in ((PROJECT["dependencies"], cpu), (extras["cuda"], cuda), (extras["dev"], dev)):
+    for requirements, closure in (
+        (PROJECT["dependencies"], cpu),
+        (extras["cuda"], cuda),
+        (extras["s3"], s3),
+        (extras["dev"], dev),
+    ):
         direct = dict(map(split, requirements))
         assert direct
         assert direct == {name: closure.get(name, "not pinned") for name in direct}
-    everything = cpu | cuda | dev
+    everything = cpu | cuda | s3 | dev
     for extra in extras.values():
         for name, version in map(split, extra):
             assert everything.get(name, version) == version, name
@@ -75,7 +80,7 @@ def test_direct_requirements_are_the_versions_of_the_closures() -> None:
 
 def test_the_cpu_closure_is_closed() -> None:
     """Installed with --no-deps, so what a package requires must be pinned too, at a version that it takes."""
-    closed = pins("cpu.txt", "torch-cpu.txt", "dev.txt")
+    closed = pins("cpu.txt", "torch-cpu.txt", "s3.txt", "dev.txt")
     by_import = {FBGEMM.get(name, name): version for name, version in closed.items()}
     faults, seen = [], 0
     for name in closed:

@@ -9,28 +9,37 @@ from pathlib import PurePosixPath
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem as FsspecLocal
-from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
+from pyarrow.fs import FileSystem, LocalFileSystem, PyFileSystem
 
+from distrec.data.remote import ACCESS, RetryingHandler, cause
 from distrec.errors import UserError
+
+RETRIES = 3  # of a failed read of a remote file, where no config says how many
 
 
 @dataclass(frozen=True)
 class Source:
     """A file, and the filesystem that opens it."""
 
-    path: str
+    path: str  # with its protocol, where it is remote
     filesystem: FileSystem
 
+    @property
+    def remote(self) -> bool:
+        """Whether reading goes through fsspec."""
+        return isinstance(self.filesystem, PyFileSystem)
 
-def find_files(paths: Iterable[str]) -> list[Source]:
+
+def find_files(paths: Iterable[str], retries: int = RETRIES) -> list[Source]:
     """The Parquet files at `paths`, each a file, a folder (searched recursively) or a glob; sorted within each path.
 
+    `retries`: how often a failed read of a remote file is tried again (see `distrec.data.remote`).
     Raises `UserError` for a path that holds none, a filesystem that cannot be reached, and a file that two paths name.
     """
     found: dict[str, str] = {}
     sources = []
     for path in paths:
-        for source in _at(path):
+        for source in _at(path, retries):
             if source.path in found:
                 raise UserError(
                     f"{source.path} is named twice, by {found[source.path]!r} and {path!r}; its rows would count twice"
@@ -42,16 +51,29 @@ def find_files(paths: Iterable[str]) -> list[Source]:
     return sources
 
 
-def _at(path: str) -> list[Source]:
-    try:
-        fs, root = url_to_fs(path)
-        names = sorted(_expand(fs, str(root)))
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{path}: cannot be listed: {error}") from error
+def _at(path: str, retries: int) -> list[Source]:
+    fs, names = _list(path)
     if not names:
         raise UserError(f"{path}: no Parquet file there; give a file, a folder that holds *.parquet, or a glob")
-    arrow = LocalFileSystem() if isinstance(fs, FsspecLocal) else PyFileSystem(FSSpecHandler(fs))
-    return [Source(name, arrow) for name in names]
+    if isinstance(fs, FsspecLocal):
+        return [Source(name, LocalFileSystem()) for name in names]
+    remote = PyFileSystem(RetryingHandler(fs, retries))
+    return [Source(fs.unstrip_protocol(name), remote) for name in names]
+
+
+def _list(path: str) -> tuple[AbstractFileSystem, list[str]]:
+    try:
+        fs, root = url_to_fs(path)
+        return fs, sorted(_expand(fs, str(root)))
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be listed: {error}" + (f". {ACCESS}" if "://" in path else "")) from error
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{path}: cannot be listed: {error}") from error
+    except Exception as error:
+        if "://" not in path:
+            raise
+        # Libraries of stores raise what they like: no connection, no credentials.
+        raise UserError(f"{path}: cannot be listed: {cause(error)}. {ACCESS}") from error
 
 
 def _expand(fs: AbstractFileSystem, root: str) -> Iterator[str]:

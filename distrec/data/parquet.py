@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from distrec.data.columns import Use, check_schema
 from distrec.data.deal import Piece
-from distrec.data.files import Source, find_files
+from distrec.data.files import RETRIES, Source, find_files
 from distrec.errors import UserError
 
 FOOTER_THREADS = 16  # footers are small: reading them waits on the store, not on the processor
@@ -98,13 +98,15 @@ class Dataset:
             raise UserError(f"{self.files[piece.file].path}: its types do not fit those of the other files: {error}") from error
 
 
-def open_dataset(paths: Sequence[str], uses: Sequence[Use]) -> Dataset:
+def open_dataset(paths: Sequence[str], uses: Sequence[Use], retries: int = RETRIES) -> Dataset:
     """Read the footers of every file at `paths` and check their columns against `uses` (see `distrec.data.columns`).
+
+    `retries`: how often a failed read of a remote file is tried again.
 
     Raises `UserError` when nothing is found, a file is not Parquet, a column is missing or of a type that does not fit,
     files disagree on a type, or there is no row at all.
     """
-    sources = find_files(paths)
+    sources = find_files(paths, retries)
     names = list(dict.fromkeys(use.column for use in uses))
     with ThreadPoolExecutor(min(FOOTER_THREADS, len(sources))) as pool:
         files = tuple(pool.map(lambda source: _footer(source, names, uses), sources))
@@ -124,7 +126,12 @@ def _footer(source: Source, names: Sequence[str], uses: Sequence[Use]) -> File:
 def open_parquet(source: Source, verify_checksums: bool) -> pq.ParquetFile:
     """Open one file. Raises `UserError` when it is gone, truncated, or not Parquet."""
     try:
-        return pq.ParquetFile(source.path, filesystem=source.filesystem, page_checksum_verification=verify_checksums)
+        return pq.ParquetFile(
+            source.path,
+            filesystem=source.filesystem,
+            page_checksum_verification=verify_checksums,
+            pre_buffer=source.remote,  # a few large ranges a row group, where each one is a round trip
+        )
     except FileNotFoundError as error:
         raise UserError(f"{source.path}: the file is gone") from error
     except (pa.ArrowException, OSError) as error:

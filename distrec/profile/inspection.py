@@ -51,7 +51,8 @@ def inspect_config(config: Config) -> Inspection:
     Raises `UserError` when nothing is found, a file is damaged, or a column is missing or of a type that cannot be read.
     """
     named: dict[Split, tuple[str, ...]] = {split: getattr(config.data, split) for split in SPLITS}
-    sources: dict[Split, list[Source]] = {split: find_files(paths) for split, paths in named.items() if paths}
+    retries = config.data.retries
+    sources: dict[Split, list[Source]] = {split: find_files(paths, retries) for split, paths in named.items() if paths}
     unique = {source.path: source for found in sources.values() for source in found}
     survey = survey_files(list(unique.values()), "the config's data")
     place = {path: i for i, path in enumerate(unique)}
