@@ -9,7 +9,15 @@ from collections.abc import Sequence
 
 from distrec.errors import AnotherRankFailed, UserError
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
+LOST = (  # in what Gloo, NCCL and the store say, in lower case
+    "connection closed",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "timed out",
+    "application timeout",  # "… caused pair closure": an earlier wait of another thread had timed out
+    "nccl",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,12 +46,35 @@ def with_resume_value(words: list[str]) -> list[str]:
 
 
 def _fault(error: Exception) -> int:
-    if "RANK" in os.environ and isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
-        rank = os.environ["RANK"]
-        print(f"distrec: rank {rank} lost contact with another rank, which failed or hangs: see its message", file=sys.stderr)
+    if library := unloadable(error):
+        reason = str(error).partition("\n")[0]
+        print(f"distrec: {library} does not load here: {reason}. `distrec doctor` says why, and what mends it", file=sys.stderr)
+        return UserError.exit_code
+    if "RANK" in os.environ and isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in LOST):
+        _name_the_silent()
     else:
         traceback.print_exc()
     return 1
+
+
+def _name_the_silent() -> None:
+    """Say which ranks do not answer; of those that do, one says it."""
+    from distrec import dist
+
+    rank, world, heard = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), dist.roll_call()
+    silent = [str(other) for other in range(world) if other not in heard]
+    who = f"rank{'s' if len(silent) > 1 else ''} {', '.join(silent)}" if silent else "another rank"
+    if rank == min(heard):
+        print(f"distrec: rank {rank} lost contact with {who}, which failed, hangs or is stopped", file=sys.stderr)
+
+
+def unloadable(error: Exception) -> str | None:
+    """The library whose import ended with this error: one that is absent, or was built for another torch."""
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("distrec"):
+        return error.name
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    library = frames[-1].f_globals["__name__"].partition(".")[0] if frames else "distrec"
+    return library if isinstance(error, ImportError | OSError) and library not in ("distrec", "__main__") else None
 
 
 def _leave(code: int) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn, TypeVar
@@ -16,6 +19,7 @@ from torch._C._distributed_c10d import HashStore
 from distrec.errors import AnotherRankFailed, UserError
 
 T = TypeVar("T")
+ROLL_CALL_S = 5.0  # ranks that wait in one collective lose contact within moments of each other
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,28 @@ def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def roll_call(patience_s: float = ROLL_CALL_S) -> set[int]:
+    """The ranks that have lost contact as this one has, this one included; called by each when its collective fails.
+
+    A rank that is not among them failed, hangs, or is stopped. They meet in the store, which rank 0 serves; when it is the
+    one that is gone, nobody else is heard.
+    """
+    store, rank, others = dist.distributed_c10d._get_default_store(), dist.get_rank(), set(range(dist.get_world_size()))
+    heard = {rank}
+
+    def ask() -> None:
+        with suppress(RuntimeError):  # of a store that is gone
+            store.set(f"distrec/lost/{rank}", "")
+            while missing := others - heard:
+                heard.update(other for other in missing if store.check([f"distrec/lost/{other}"]))
+                time.sleep(0.2)
+
+    asking = threading.Thread(target=ask, daemon=True)  # a store may also not answer, and its client waits for long
+    asking.start()
+    asking.join(patience_s)
+    return set(heard)
 
 
 def from_first(make: Callable[[], T]) -> T:

@@ -99,7 +99,7 @@ class _File(logging.FileHandler):
 
     _refused = False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:
         """Say once why, and go on without the file."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):

@@ -110,7 +110,10 @@ def test_a_store_that_goes_away_is_named_with_its_cause(
     s3fs.S3FileSystem.clear_instance_cache()
     reader = numbered_reader("s3://bucket/numbered")
     server.stop()
-    with pytest.raises(UserError, match=r"s3://bucket/numbered/part-00.\.parquet: could not be read, tried 4 times .+ EndpointConnectionError: "):
+    with pytest.raises(
+        UserError,
+        match=r"s3://bucket/numbered/part-00.\.parquet: could not be read, tried 4 times .+ EndpointConnectionError: ",
+    ):
         real_rows(reader.batches(epochs=1))
     config = tmp_path / "small.toml"
     config.write_text(to_toml(values(rows[0], tmp_path / "run")))

@@ -54,7 +54,9 @@ class Data(Section):
     shuffle: bool = Field(default=True, description="shuffle row groups, and rows within windows, anew each epoch")
     shuffle_window: PositiveInt = Field(default=65536, description="rows a rank shuffles together; bounds its memory")
     queue: PositiveInt = Field(default=4, description="batches decoded ahead by the background thread")
-    retries: Count = Field(default=3, description="times a failed read of a remote file is tried again, after 1, 2, 4, … seconds")
+    retries: Count = Field(
+        default=3, description="times a failed read of a remote file is tried again, after 1, 2, 4, … seconds"
+    )
     verify_checksums: bool = Field(default=True, description="verify Parquet page checksums where a file has them")
 
 
