@@ -88,8 +88,12 @@ class Dataset:
                     return
                 low = high
         except (pa.ArrowException, OSError) as error:
-            path = self.files[piece.file].path
-            raise UserError(f"{path}: row group {piece.group} cannot be decoded, the file is damaged: {error}") from error
+            raise UserError(f"{self._group(piece)} cannot be decoded, the file is damaged: {error}") from error
+        said = self.files[piece.file].rows[piece.group]
+        raise UserError(f"{self._group(piece)} has {low} rows where its footer says {said}: the file is damaged")
+
+    def _group(self, piece: Piece) -> str:
+        return f"{self.files[piece.file].path}: row group {piece.group}"
 
     def _cast(self, part: pa.RecordBatch, piece: Piece) -> pa.RecordBatch:
         try:

@@ -32,9 +32,9 @@ class RetryingHandler(FSSpecHandler):
 
 
 class RangeFile:
-    """A remote file whose position is kept here, so that any read may be repeated; without a cache, as Arrow reads nothing twice.
+    """A remote file whose position is kept here, so that any read may be repeated.
 
-    The methods are those of a binary file that `pyarrow.PythonFile` calls.
+    It has no cache, for Arrow reads nothing twice. The methods are those that `pyarrow.PythonFile` calls.
     """
 
     closed = False

@@ -1,6 +1,6 @@
 """TensorBoard's event file, written by the caller's thread.
 
-`SummaryWriter` leaves the writing to a thread of its own, which a full disk kills with a traceback, and every later call with it.
+`SummaryWriter` leaves the writing to a thread of its own, which a full disk kills with a traceback; every later call fails too.
 """
 
 from __future__ import annotations
