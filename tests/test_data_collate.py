@@ -80,6 +80,16 @@ def test_a_missing_value_without_a_rule_names_feature_file_row_and_fix(tmp_path,
         dense_of(tmp_path, [1.0, 2.0, missing])
 
 
+HUGE = [{"null": 1e300}, {"scale": 1e-300}, {"shift": -1e308}, {"shift": 1e300, "scale": 5e-324}]
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize("rules", HUGE)
+def test_a_huge_number_in_the_config_is_an_error_and_not_a_warning(tmp_path, kind, rules):
+    with pytest.raises(UserError, match=r"row \d: .* is not a finite float32; .* mend the feature's null, shift and scale"):
+        dense_of(tmp_path, [3e38, None], kind, **{"null": 0.0} | rules)
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf, 1e300])
 def test_an_infinite_value_is_refused_with_its_place(tmp_path, value):
     with pytest.raises(UserError, match=r"feature 'x', .*a\.parquet, row 1: .*not a finite float32"):

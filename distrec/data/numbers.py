@@ -23,8 +23,11 @@ def encode_dense(column: Column, feature: DenseFeature) -> np.ndarray:
     if missing is not None:
         if feature.null == "error":
             _refuse(missing, what, "null or NaN; set null = 0.0 (or another value) on the feature", column)
-        np.putmask(values, missing, feature.null)
-    return _finite(_transform(values, feature), what, column)
+    with np.errstate(all="ignore"):  # what overflows is an error that names it, not a warning of NumPy's
+        if missing is not None:
+            np.putmask(values, missing, feature.null)
+        values = _transform(values, feature)
+    return _finite(values, what, column, "clean the data, or mend the feature's null, shift and scale")
 
 
 def encode_label(column: Column, task: Task) -> np.ndarray:
@@ -84,11 +87,11 @@ def _transform(values: np.ndarray, feature: DenseFeature) -> np.ndarray:
     return values
 
 
-def _finite(values: np.ndarray, what: str, column: Column) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what overflows is reported below, as an error that names it
+def _finite(values: np.ndarray, what: str, column: Column, fix: str = "clean the data") -> np.ndarray:
+    with np.errstate(over="ignore"):
         narrow = values.astype(np.float32, copy=False)
     bad = ~np.isfinite(narrow)
-    _refuse(bad, what, f"{column.value(int(np.argmax(bad)))} is not a finite float32; clean the data", column)
+    _refuse(bad, what, f"{column.value(int(np.argmax(bad)))} is not a finite float32; {fix}", column)
     return narrow
 
 
