@@ -12,8 +12,18 @@ from typing import Any
 from distrec.metrics.throughput import resident_bytes
 
 MIB = 2**20
-Run = Callable[[], float | None]  # does the work once; gives the seconds it took, or None to be timed from outside
 
+
+@dataclass(frozen=True)
+class Took:
+    """What one run took."""
+
+    seconds: float
+    cpu_s: float | None = None  # processor seconds
+    peak_mib: float | None = None  # most memory in RAM
+
+
+Run = Callable[[], Took | float | None]  # does the work once; what it does not tell is measured from outside
 
 @dataclass(frozen=True)
 class Spread:
@@ -130,22 +140,24 @@ def compare(
     peaks: dict[str, float | None] = dict.fromkeys(runs)
     for turn in range(warmup + rounds):
         for variant, run in runs.items():
-            reset_peak()
-            cpu_before = time.process_time()
             took = timed(run)
             if turn >= warmup:
-                cpu[variant].append(time.process_time() - cpu_before)
-                seconds[variant].append(took)
-                peaks[variant] = highest(peaks[variant], peak_mib())
+                seconds[variant].append(took.seconds)
+                cpu[variant] += [took.cpu_s] if took.cpu_s is not None else []
+                peaks[variant] = highest(peaks[variant], took.peak_mib)
     variants = {v: Variant(v, [amount / s for s in seconds[v]], cpu[v], peaks[v]) for v in runs}
     return Case(name, unit, reference, variants, facts, also)
 
 
-def timed(run: Run) -> float:
-    """Seconds of one run: what it says itself, else by the wall."""
-    began = time.perf_counter()
+def timed(run: Run) -> Took:
+    """One run: what it says itself, else by this process's clocks."""
+    reset_peak()
+    cpu_before, began = time.process_time(), time.perf_counter()
     said = run()
-    return time.perf_counter() - began if said is None else said
+    seconds = time.perf_counter() - began
+    if isinstance(said, Took):
+        return said
+    return Took(seconds if said is None else said, time.process_time() - cpu_before, peak_mib())
 
 
 def reset_peak() -> None:

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from distrec import environment
 from distrec.errors import AnotherRankFailed, UserError
 
 LOST = (  # in what Gloo, NCCL and the store say, in lower case
@@ -22,6 +23,7 @@ LOST = (  # in what Gloo, NCCL and the store say, in lower case
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code: 0, 2 for what a user can mend, 1 for the rest."""
+    environment.prepare()
     words = with_resume_value(list(sys.argv[1:] if argv is None else argv))
     try:
         from distrec.cli import app

@@ -23,13 +23,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from distrec import environment
 from distrec.errors import UserError
 
-DEFAULTS = {
+DEFAULTS = environment.DEFAULTS | {
     # Else the agents' store serves the ranks too and outlives them: a restarted rank finds a dead one's address there.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    # Embedding tables on CPU in huge pages: lookups are bound by TLB misses.
-    "THP_MEM_ALLOC_ENABLE": "1",
     # Seconds between a rank's SIGTERM and its SIGKILL, in which it saves a checkpoint. Torch 2.11 has a fixed 30.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
 }

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = {
-    0: {"config", "errors", "log"},
+    0: {"config", "environment", "errors", "log"},
     1: {"batch", "dist", "signals", "models", "losses", "metrics", "running_statistics"},
     2: {
         "prepare",

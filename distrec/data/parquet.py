@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from distrec.errors import UserError
 
 FOOTER_THREADS = 16  # footers are small: reading them waits on the store, not on the processor
 RECORD_BATCH = 65536  # rows decoded at once
+OPEN_FILES = 64
+FOOTER_BYTES = 8 << 20  # as they stand in the files; parsed, they take several times as much
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,9 @@ class Dataset:
 
         Raises `UserError` for a file that is gone or damaged, naming the file and the row group.
         """
-        opened, parquet = -1, None
+        opened = OpenFiles(self.files, verify_checksums)
         for piece in pieces:
-            if parquet is None or piece.file != opened:
-                opened, parquet = piece.file, open_parquet(self.files[piece.file].source, verify_checksums)
-            for part in self._decode(parquet, piece, batch):
+            for part in self._decode(opened[piece.file], piece, batch):
                 yield part if part.schema.equals(self.schema) else self._cast(part, piece)
 
     def where(self, piece: Piece, row: int) -> str:
@@ -100,6 +101,29 @@ class Dataset:
             return part.cast(self.schema)
         except pa.ArrowException as error:
             raise UserError(f"{self.files[piece.file].path}: its types do not fit those of the other files: {error}") from error
+
+
+class OpenFiles:
+    """Some files, opened when they are asked for. Shuffled row groups come back to a file, and to parse its footer takes as
+    long as to decode thousands of rows; so those used last stay open, as many as `OPEN_FILES` and `FOOTER_BYTES` let.
+    """
+
+    def __init__(self, files: Sequence[File], verify_checksums: bool):
+        self._files, self._verify_checksums = files, verify_checksums
+        self._opened: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+
+    def __getitem__(self, index: int) -> pq.ParquetFile:
+        """File `index`. Raises `UserError` as `open_parquet` does."""
+        if index not in self._opened:
+            self._opened[index] = open_parquet(self._files[index].source, self._verify_checksums)
+            while len(self._opened) > 1 and self._too_many():
+                self._opened.popitem(last=False)
+        self._opened.move_to_end(index)
+        return self._opened[index]
+
+    def _too_many(self) -> bool:
+        held = sum(parquet.metadata.serialized_size for parquet in self._opened.values())
+        return len(self._opened) > OPEN_FILES or held > FOOTER_BYTES
 
 
 def open_dataset(paths: Sequence[str], uses: Sequence[Use], retries: int = RETRIES) -> Dataset:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from distrec import environment
 from distrec.doctor.finding import Finding
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -40,6 +41,9 @@ def huge_pages(setting: Path = HUGE_PAGES) -> Finding:
     except OSError:
         return Finding("huge pages", "note", "this kernel has no transparent huge pages")
     mode = chosen[1] if chosen else "unknown"
+    if mode == "madvise" and os.environ.get(environment.HUGE_PAGES, "1") != "1":
+        fix = f"unset {environment.HUGE_PAGES}"
+        return Finding("huge pages", "note", f"{mode}, and {environment.HUGE_PAGES} turns them off for tables", fix)
     if mode in ("always", "madvise"):
         return Finding("huge pages", "ok", mode)
     fix = f"echo madvise | sudo tee {setting}"
