@@ -1,79 +1,54 @@
 """How many lookups a second does the sharded embedding layer do, forward and with the fused update, beside its parts?
 
 Beside FBGEMM's kernel called by itself, torch's `EmbeddingBag(sparse=True)` with torch's Adagrad, and the floor: each row
-that a batch uses, moved once (forward: read; with the update: read and written), which is held against a plain copy.
+that a batch uses, moved once (forward: read; with the update: read and written), which is held against a plain copy. On one
+rank and on two, also by sharding type; the kernel then has the same share of the lookups and nothing to exchange.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.embedding_layers import LookUp, Shape, bags, draw, kernel, layer
 from benchmarks.harness import Case, Run, compare
+from benchmarks.launch import on_ranks
 from benchmarks.report import options, publish, quiet
 from distrec import dist
 from distrec.batch import KeyedJaggedTensor
-from distrec.config.layout import layout
-from distrec.config.schema import Features, SparseFeature, SparseOptimizer, Table
-from distrec.embeddings import shard, tables
-from distrec.embeddings.cluster import Cluster
-from distrec.embeddings.plan import allowed_types, make_plan, rank_memory
 
 QUESTION = "Embedding lookups a second"
-OPTIMIZER = SparseOptimizer(lr=0.01)
 LAYER, KERNEL = "distrec's layer", "FBGEMM's kernel"
 COPY = "copy of the floor's bytes"
 COPIED = 2**26  # floats
 BATCHES = 4  # different ones, by turns
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is looked up."""
-
-    rows: int = 1_000_000
-    dim: int = 64
-    pooling: int = 10  # ids a bag
-    exponent: float = 1.05  # of the ids' Zipf distribution; 0: uniform
-    tables: int = 2
-    batch: int = 2048
-
-    @property
-    def name(self) -> str:
-        """For titles."""
-        skew = f"Zipf {self.exponent}" if self.exponent else "uniform"
-        return f"{self.tables} x {self.rows:,} x {self.dim}, {self.pooling} ids a bag, {skew}"
-
-    @property
-    def lookups(self) -> int:
-        """Of one batch."""
-        return self.tables * self.batch * self.pooling
-
+AMOUNT = 1_000_000  # lookups of a run, at least
 
 USUAL = Shape()
 SHAPES = {
     "tiny": [Shape(rows=1_000, dim=8, batch=64)],
-    "short": [USUAL, replace(USUAL, rows=100_000)],
+    "short": [USUAL, replace(USUAL, batch=2048)],
     "full": [
         USUAL,
+        replace(USUAL, batch=2048),
         replace(USUAL, rows=100_000),
-        replace(USUAL, rows=10_000_000, tables=1),
+        replace(USUAL, rows=10_000_000, tables=1, dim=16),
         replace(USUAL, dim=16),
         replace(USUAL, dim=256, rows=250_000),
         replace(USUAL, pooling=1),
-        replace(USUAL, pooling=50),
+        replace(USUAL, pooling=50, batch=4096),
         replace(USUAL, exponent=0.0),
         replace(USUAL, exponent=1.5),
+        replace(USUAL, precision="fp16"),
+        replace(USUAL, optimizer="adagrad"),
+        replace(USUAL, optimizer="sgd"),
     ],
 }
 
@@ -86,24 +61,26 @@ def main(argv: Sequence[str] | None = None) -> Path:
     ranks = dist.start()
     cases = [case for shape in SHAPES[chosen.size] for case in measure(shape, ranks, chosen.rounds, chosen.size == "tiny")]
     dist.stop()
+    with TemporaryDirectory() as folder:
+        for world in (1, 2) if ranks.device.type == "cpu" else (1,):
+            words = (chosen.size, str(chosen.rounds))
+            cases += on_ranks("benchmarks.embedding_ranks", world, Path(folder, f"ranks-{world}.json"), *words)
     return publish("embedding", QUESTION, cases, chosen, ranks.device.type)
 
 
 def measure(shape: Shape, ranks: dist.Ranks, rounds: int, once: bool) -> list[Case]:
     """Forward alone, and with backward and update."""
     batches = [draw(shape, seed, ranks.device) for seed in range(BATCHES)]
-    lookups: dict[str, Callable[[KeyedJaggedTensor], Tensor]] = {
-        LAYER: layer(shape, ranks),
-        KERNEL: kernel(shape, ranks.device),
-    }
+    lookups = {LAYER: layer(shape, ranks), KERNEL: kernel(shape, ranks.device)}
     source, target = torch.ones(COPIED, device=ranks.device), torch.ones(COPIED, device=ranks.device)
-    plain, adagrad = bags(shape, ranks.device)
-    moved = sum(unique_rows(batch) for batch in batches) / len(batches) * shape.dim * 4  # bytes, a batch
-    repeats = 1 if once else max(1, round(2_000_000 / shape.lookups))
+    plain = bags(shape, ranks.device) if shape.precision == "fp32" and "adagrad" in shape.optimizer else None
+    moved = sum(unique_rows(batch) for batch in batches) / len(batches) * shape.row_bytes  # a batch
+    repeats = 1 if once else -(-AMOUNT // shape.lookups)
     found = []
     for backward, name in ((False, "forward"), (True, "forward, backward, update")):
         runs: dict[str, Run] = {key: partial(work, lookup, batches, repeats, backward) for key, lookup in lookups.items()}
-        runs["torch, sparse gradients"] = partial(work, plain, batches, repeats, backward, adagrad)
+        if plain is not None:
+            runs["torch, sparse gradients"] = partial(work, plain[0], batches, repeats, backward, plain[1])
         floor = moved * (2 if backward else 1)
         runs[COPY] = partial(copy, floor, repeats, source, target)
         facts = vars(shape) | {"lookups": shape.lookups, "floor_bytes": floor, "repeats": repeats}
@@ -113,71 +90,8 @@ def measure(shape: Shape, ranks: dist.Ranks, rounds: int, once: bool) -> list[Ca
     return found
 
 
-def draw(shape: Shape, seed: int, device: torch.device) -> KeyedJaggedTensor:
-    """A batch of bags of one length."""
-    generator = torch.Generator().manual_seed(seed)
-    count = shape.lookups
-    if shape.exponent:
-        weights = torch.arange(1, shape.rows + 1, dtype=torch.float64).pow(-shape.exponent).cumsum(0)
-        uniform = torch.rand(count, generator=generator, dtype=torch.float64) * weights[-1]
-        ranks = torch.searchsorted(weights, uniform).clamp_(max=shape.rows - 1)
-        ids = ranks * 2_654_435_761 % shape.rows  # ranks lie side by side, ids must not
-    else:
-        ids = torch.randint(shape.rows, (count,), generator=generator)
-    lengths = torch.full((shape.tables * shape.batch,), shape.pooling, dtype=torch.int32)
-    return KeyedJaggedTensor(names(shape), ids, lengths=lengths).to(device)
-
-
-def names(shape: Shape) -> list[str]:
-    """Of the features and their tables."""
-    return [f"t{i}" for i in range(shape.tables)]
-
-
-def layer(shape: Shape, ranks: dist.Ranks) -> Callable[[KeyedJaggedTensor], Tensor]:
-    """The tables as a run has them: planned, sharded, their optimizer fused."""
-    wanted = {name: Table(rows=shape.rows, dim=shape.dim) for name in names(shape)}
-    features = layout(Features(sparse=tuple(SparseFeature(name=name, table=name) for name in wanted)), wanted)
-    module = tables.build(features, wanted)
-    shard.fuse(module, wanted, OPTIMIZER)
-    memory = rank_memory(None, ranks.device, ranks.local_world)
-    types = allowed_types(features, wanted, ("table_wise",), OPTIMIZER, ranks.device.type)
-    cluster = Cluster(ranks.world, ranks.local_world, ranks.device.type, memory)
-    model = shard.shard(module, make_plan(module, types, wanted, cluster, shape.batch), ranks.device)
-    tables.initialize(shard.local_shards(model), wanted, seed=0)
-    sharded: Any = model.module.bags
-    return lambda batch: sharded(batch).wait().values()
-
-
-def kernel(shape: Shape, device: torch.device) -> Callable[[KeyedJaggedTensor], Tensor]:
-    """The kernel that TorchRec calls, without TorchRec."""
-    cuda = device.type == "cuda"
-    place, computes = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
-    module = SplitTableBatchedEmbeddingBagsCodegen(
-        [(shape.rows, shape.dim, place, computes)] * shape.tables,
-        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-        learning_rate=OPTIMIZER.lr,
-        eps=OPTIMIZER.eps,
-        device=device,
-    )
-    module.init_embedding_weights_uniform(-0.01, 0.01)
-    return lambda batch: module(batch.values(), batch.offsets())
-
-
-def bags(shape: Shape, device: torch.device) -> tuple[Callable[[KeyedJaggedTensor], Tensor], torch.optim.Optimizer]:
-    """One `EmbeddingBag` a table."""
-    modules = nn.ModuleDict(
-        {name: nn.EmbeddingBag(shape.rows, shape.dim, mode="sum", sparse=True, device=device) for name in names(shape)}
-    )
-
-    def look_up(batch: KeyedJaggedTensor) -> Tensor:
-        parts = batch.to_dict()
-        return torch.cat([bag(parts[name].values(), parts[name].offsets()[:-1]) for name, bag in modules.items()], dim=1)
-
-    return look_up, torch.optim.Adagrad(modules.parameters(), lr=OPTIMIZER.lr)
-
-
 def work(
-    lookup: Callable[[KeyedJaggedTensor], Tensor],
+    lookup: LookUp,
     batches: Sequence[KeyedJaggedTensor],
     repeats: int,
     backward: bool,

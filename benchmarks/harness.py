@@ -25,6 +25,7 @@ class Took:
 
 Run = Callable[[], Took | float | None]  # does the work once; what it does not tell is measured from outside
 
+
 @dataclass(frozen=True)
 class Spread:
     """What several runs gave."""

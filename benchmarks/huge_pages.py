@@ -14,9 +14,11 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
-from benchmarks.embedding import BATCHES, Shape, draw, layer, work
+from benchmarks.embedding import BATCHES, work
+from benchmarks.embedding_layers import Shape, draw, layer
 from benchmarks.harness import Case, Run, Took, compare, timed
 from benchmarks.report import options, publish, quiet
 from distrec import dist
@@ -24,7 +26,7 @@ from distrec import dist
 QUESTION = "Lookups a second on CPU, by memory pages and threads"
 REFERENCE = "small pages, 1 thread"
 ROWS = {"tiny": 1_000, "short": 1_000_000, "full": 2_000_000}
-REPEATS = {"tiny": 1, "short": 40, "full": 40}
+REPEATS = {"tiny": 1, "short": 5, "full": 5}
 
 _work: dict[bool, Callable[[], None]] = {}  # of a worker's process: by whether it trains
 
@@ -83,7 +85,7 @@ def measure(
     shape = Shape(rows=ROWS[size])
     runs: dict[str, Run] = {name: lambda pool=pool: pool.submit(once, backward).result() for name, pool in workers.items()}
     name = f"{shape.name}; {'forward, backward, update' if backward else 'forward'}"
-    facts = vars(shape) | {"huge_pages_mib": huge}
+    facts: dict[str, Any] = vars(shape) | {"huge_pages_mib": huge}
     return compare(name, "lookups/s", shape.lookups * REPEATS[size], runs, REFERENCE, rounds, **facts)
 
 

@@ -26,12 +26,14 @@ PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "num
 SIZES = ("tiny", "short", "full")
 
 
-def options(question: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options that every benchmark takes: `size`, `rounds`, `out`."""
+def options(question: str, argv: Sequence[str] | None = None, **more: str) -> argparse.Namespace:
+    """The options that every benchmark takes: `size`, `rounds`, `out`; and `more`, each with its help."""
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--size", choices=SIZES, default="full", help="tiny: does it run; short: `make bench`; full")
     parser.add_argument("--rounds", type=int, help="counted rounds; default: by size")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON and pictures")
+    for option, meaning in more.items():
+        parser.add_argument(option, help=meaning)
     chosen = parser.parse_args(argv)
     chosen.rounds = chosen.rounds or {"tiny": 1, "short": 3, "full": 7}[chosen.size]
     return chosen

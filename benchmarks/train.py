@@ -2,43 +2,43 @@
 
 26 tables, DLRM with dot interactions, row-wise Adagrad fused into backward, on one rank and on two. The ranks are started as
 those of a run are; what is timed is `benchmarks.train_ranks`.
+
+`--rechub PYTHON` adds torch-rechub's own trainer on the same DeepFM (`benchmarks.train_rechub`). Its environment, with the
+same torch and another Python:
+
+    python3.11 -m venv rechub && rechub/bin/pip install torch==2.13.0 torch-rechub==0.9.0
+    python -m benchmarks.train --rechub rechub/bin/python
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.criteo_shape import write_rows
-from benchmarks.harness import Case
+from benchmarks.launch import on_ranks
 from benchmarks.report import options, publish, quiet
 
 QUESTION = "Rows a second of training, 26 tables"
 ROWS = {"tiny": 2_000, "short": 200_000, "full": 400_000}
-ROOT = Path(__file__).parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure; returns the JSON's path."""
-    chosen = options(QUESTION, argv)
+    chosen = options(QUESTION, argv, **{"--rechub": "Python of an environment that has torch-rechub; default: left out"})
     quiet()
     with TemporaryDirectory() as folder:
         write_rows(Path(folder, "rows"), ROWS[chosen.size])
-        cases = [measure(Path(folder), ranks, chosen.size, chosen.rounds) for ranks in (1, 2)]
+        cases, words = [], (str(folder), chosen.size, str(chosen.rounds))
+        for ranks in (1, 2):
+            cases += on_ranks("benchmarks.train_ranks", ranks, Path(folder, f"ranks-{ranks}.json"), *words)
+        if chosen.rechub:
+            cases += on_ranks("benchmarks.train_rechub", 1, Path(folder, "rechub.json"), *words, chosen.rechub)
+        else:
+            print("torch-rechub's trainer: left out, for no --rechub PYTHON is given")
     return publish("train", QUESTION, cases, chosen)
-
-
-def measure(folder: Path, ranks: int, size: str, rounds: int) -> Case:
-    """The loops on `ranks` processes, by turns."""
-    words = [f"--nproc-per-node={ranks}", "-m", "benchmarks.train_ranks", str(folder), size, str(rounds)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    subprocess.run([sys.executable, "-m", "distrec.agent", "--nnodes=1", *words], env=environment, check=True)
-    return Case.from_json(json.loads((folder / f"ranks-{ranks}.json").read_text()))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""The loops that `benchmarks.train` compares, on the ranks of one run. Usage: FOLDER SIZE ROUNDS."""
+"""The loops that `benchmarks.train` compares, on the ranks of one run. Usage: RESULT FOLDER SIZE ROUNDS."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,6 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from benchmarks.criteo_shape import config_values
 from benchmarks.harness import Run, compare
+from benchmarks.launch import leave
 from benchmarks.report import quiet
 from distrec import dist
 from distrec.batch import Batch, KeyedJaggedTensor
@@ -33,31 +33,30 @@ from distrec.engine import Engine, make_task
 from distrec.trainer import Trainer, build
 
 SIZES = {  # rows a table, embedding dim, rows a batch, steps a run, steps of the slow unsharded loop
-    "tiny": (1_000, 8, 64, 3, 1),
-    "short": (200_000, 64, 2048, 10, 1),
-    "full": (200_000, 64, 2048, 25, 2),
+    "tiny": (1_000, 8, 64, 4, 1),
+    "short": (200_000, 64, 2048, 12, 1),
+    "full": (200_000, 64, 2048, 24, 2),
 }
 DISTINCT_BATCHES = 8
 WARMUP = 2  # rounds in which kernels are loaded and memory pools grow
 BARE = "bare TorchRec loop"
 
 
-def main(folder: Path, size: str, rounds: int) -> None:
-    """Measure; rank 0 writes `ranks-N.json`."""
+def main(result: Path, folder: Path, size: str, rounds: int) -> None:
+    """Measure; rank 0 writes the case."""
     quiet()
     table_rows, dim, batch_size, steps, slow_steps = SIZES[size]
     ranks = dist.start("cpu")
     values = config_values(
         folder / "rows", folder / f"run-{ranks.world}", lists=0, rows=table_rows, dim=dim, batch_size=batch_size
     )
+    values["data"]["shuffle_window"] = steps // 2 * batch_size  # so that a run decodes and encodes as many rows as it trains
     config = parse(values)
     loops = Loops(config, ranks, steps, slow_steps)
     facts = {"ranks": ranks.world, "tables": 26, "table_rows": table_rows, "dim": dim, "batch_size": batch_size, "steps": steps}
     words = "1 rank" if ranks.world == 1 else f"{ranks.world} ranks"
     found = compare(words, "rows/s", steps * batch_size * ranks.world, loops.runs(), BARE, rounds, WARMUP, None, **facts)
-    if ranks.first:
-        (folder / f"ranks-{ranks.world}.json").write_text(json.dumps(found.to_json()))
-    dist.stop()
+    leave([found], result, ranks)
 
 
 class Loops:
@@ -174,4 +173,4 @@ def fresh(batch: Batch) -> Batch:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
