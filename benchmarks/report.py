@@ -23,6 +23,7 @@ from benchmarks.harness import Case, Variant
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "numpy")
+CASES_A_COLUMN = 10  # of a picture
 SIZES = ("tiny", "short", "full")
 
 
@@ -50,7 +51,7 @@ def publish(
     found = {
         "benchmark": name,
         "question": question,
-        "command": f"python -m benchmarks.{name} --size {chosen.size} --rounds {chosen.rounds}",
+        "command": command(name, chosen),
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
         "device": device,
         "machine": machine(device),
@@ -67,6 +68,12 @@ def publish(
 def folder_of(device: str) -> str:
     """`cpu`, or the GPU's name: `nvidia-h100-80gb-hbm3`."""
     return device if device == "cpu" else re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+
+
+def command(name: str, chosen: argparse.Namespace) -> str:
+    """What repeats the measurement, without the paths of this machine."""
+    own = [f"--{option} …" for option, value in vars(chosen).items() if option not in ("size", "rounds", "out") and value]
+    return " ".join([f"python -m benchmarks.{name} --size {chosen.size} --rounds {chosen.rounds}", *own])
 
 
 def table(case: Case) -> Table:
@@ -102,10 +109,15 @@ def draw(question: str, cases: Sequence[Case], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.2 + 1.9 * len(cases)), layout="constrained")
+    columns = 1 + (len(cases) - 1) // CASES_A_COLUMN
+    rows = -(-len(cases) // columns)
+    figure = Figure(figsize=(9 * columns, 1.2 + 1.9 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(question, fontsize=11)
-    for axes, case in zip(figure.subplots(len(cases), 1, squeeze=False)[:, 0], cases, strict=True):
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in places[len(cases) :]:
+        axes.remove()
+    for axes, case in zip(places, cases, strict=False):
         rates = [variant.rate for variant in case.variants.values()]
         spread = [[r.median - r.min for r in rates], [r.max - r.median for r in rates]]
         axes.barh(list(case.variants), [r.median for r in rates], xerr=spread, color="#4c78a8", ecolor="#333333", capsize=3)

@@ -25,7 +25,7 @@ from distrec.data.scratch import Scratch
 from distrec.data.window import Column, Window
 
 Array = TypeVar("Array", np.ndarray, Ids)
-BLOCK = 1 << 12  # rows that are stacked at once, in a core's cache
+BLOCK = 1 << 14  # rows that are stacked at once, in a core's cache
 
 
 class Encoder:
