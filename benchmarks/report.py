@@ -117,7 +117,7 @@ def draw(question: str, cases: Sequence[Case], path: Path) -> None:
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in places[len(cases) :]:
         axes.remove()
-    for axes, case in zip(places, cases, strict=False):
+    for axes, case in zip(places[: len(cases)], cases, strict=True):
         rates = [variant.rate for variant in case.variants.values()]
         spread = [[r.median - r.min for r in rates], [r.max - r.median for r in rates]]
         axes.barh(list(case.variants), [r.median for r in rates], xerr=spread, color="#4c78a8", ecolor="#333333", capsize=3)

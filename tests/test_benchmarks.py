@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.harness import Case, Spread, Variant, compare
+from benchmarks.harness import Case, Spread, Took, Variant, compare
+from benchmarks.report import command, draw, options
 
 ROOT = Path(__file__).parents[1]
 NAMES = {  # a benchmark, and the variants that it must measure
-    "input": {"PyArrow, all threads", "PyArrow, one thread", "distrec", "row by row", "default collate"},
-    "embedding": {"distrec's layer", "FBGEMM's kernel", "torch, sparse gradients", "copy of the floor's bytes"},
+    "input": {
+        *("PyArrow, all threads", "PyArrow, one thread", "scan, hash, copy"),
+        *("distrec", "row by row", "default collate"),
+    },
+    "embedding": {
+        *("distrec's layer", "FBGEMM's kernel", "torch, sparse gradients", "copy of the floor's bytes"),
+        *("table_wise", "row_wise", "column_wise"),
+    },
+    "huge_pages": {"small pages, 1 thread", "huge pages, 1 thread"},
     "train": {"distrec, from Parquet", "distrec, batches made before", "bare TorchRec loop", "dense part alone"},
     "start": {"all", "python", "imports", "process group", "build", "first step", "import torch"},
     "checkpoint": {"distrec, save", "disk, write and fsync"},
@@ -49,6 +57,28 @@ def test_a_run_that_says_nothing_is_timed_by_the_wall() -> None:
 
     case = compare("c", "rows/s", 1, {"a": lambda: time.sleep(0.05)}, "a", rounds=1, warmup=0)
     assert 1 / 0.2 < case.variants["a"].rates[0] < 1 / 0.05
+
+
+def test_a_run_elsewhere_tells_what_it_took_there() -> None:
+    case = compare("c", "rows/s", 6, {"a": lambda: Took(2.0, cpu_s=1.5, peak_mib=7.0)}, "a", rounds=2)
+    assert case.variants["a"] == Variant("a", [3.0, 3.0], [1.5, 1.5], 7.0)
+
+
+def test_the_command_that_is_kept_names_no_path_of_this_machine() -> None:
+    given = ["--size", "tiny", "--rechub", "/there/python", "--out", "/here"]
+    kept = command("train", options("?", given, **{"--rechub": "a Python"}))
+    assert kept == "python -m benchmarks.train --size tiny --rounds 1 --rechub …"
+    assert (
+        command("train", options("?", given[:2], **{"--rechub": "a Python"}))
+        == "python -m benchmarks.train --size tiny --rounds 1"
+    )
+
+
+@pytest.mark.parametrize("count", [1, 10, 11, 25])
+def test_a_picture_has_a_place_for_every_case(count: int, tmp_path: Path) -> None:
+    case = Case("c", "rows/s", "a", {"a": Variant("a", [1.0, 2.0], [], None)}, {})
+    draw("?", [case] * count, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 1000
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")

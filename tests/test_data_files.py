@@ -12,8 +12,9 @@ import pytest
 from parquet_files import lists, numbered, numbered_reader, read_columns, real_rows, write
 
 from distrec.config.schema import Data, DenseFeature, SparseFeature, Table, Task
+from distrec.data import parquet
 from distrec.data.columns import Use, is_number
-from distrec.data.files import find_files
+from distrec.data.files import Source, find_files
 from distrec.data.parquet import open_dataset
 from distrec.errors import UserError
 
@@ -183,6 +184,47 @@ def test_only_the_columns_in_use_are_read(tmp_path, monkeypatch):
     dataset = open_dataset([path], [NUMBER])
     assert [part.schema.names for part in dataset.read(dataset.row_groups, True)] == [["x"]]
     assert asked == [["x"]]
+
+
+def opened_in_an_epoch(folder: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The file names that a shuffled epoch opens, in order."""
+    reader = numbered_reader(folder)
+    opened, original = [], parquet.open_parquet
+
+    def spy(source: Source, verify_checksums: bool) -> pq.ParquetFile:
+        opened.append(Path(source.path).name)
+        return original(source, verify_checksums)
+
+    monkeypatch.setattr(parquet, "open_parquet", spy)
+    assert sorted(real_rows(reader.batches(epochs=1))) == list(range(reader.dataset.rows))
+    return opened
+
+
+def test_a_file_whose_row_groups_are_shuffled_is_opened_once(tmp_path, monkeypatch):
+    opened = opened_in_an_epoch(numbered(tmp_path / "d", [[3] * 5, [4] * 5, [2] * 5]), monkeypatch)
+    assert sorted(opened) == ["part-000.parquet", "part-001.parquet", "part-002.parquet"]
+
+
+@pytest.mark.parametrize("limit", [{"OPEN_FILES": 2}, {"FOOTER_BYTES": 1}])
+def test_no_more_files_stay_open_than_may(tmp_path, monkeypatch, limit):
+    folder = numbered(tmp_path / "d", [[3] * 5, [4] * 5, [2] * 5])
+    for name, value in limit.items():
+        monkeypatch.setattr(parquet, name, value)
+    assert len(opened_in_an_epoch(folder, monkeypatch)) > 3
+    files = parquet.OpenFiles(open_dataset([folder], [Use("row", "x", is_number, "")]).files, verify_checksums=False)
+    held = [(files[index], len(files._opened))[1] for index in (0, 1, 2, 1)]
+    assert held == ([1, 2, 2, 2] if "OPEN_FILES" in limit else [1, 1, 1, 1])
+
+
+def test_the_file_used_last_is_the_last_to_be_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "OPEN_FILES", 2)
+    dataset = open_dataset([numbered(tmp_path / "d", [[1], [1], [1]])], [Use("row", "x", is_number, "")])
+    files = parquet.OpenFiles(dataset.files, verify_checksums=False)
+    first, second = files[0], files[1]
+    assert files[0] is first
+    assert files[2] is not second
+    assert files[0] is first
+    assert files[1] is not second
 
 
 def flip(path: str, column: int, group: int) -> None:

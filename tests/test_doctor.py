@@ -261,6 +261,15 @@ def test_huge_pages(tmp_path, text, state):
     assert machine.huge_pages(tmp_path / "absent").state == "note"
 
 
+@pytest.mark.parametrize(("mode", "state"), [("madvise", "note"), ("always", "ok")])
+def test_huge_pages_that_the_environment_turns_off(tmp_path, monkeypatch, mode, state):
+    (tmp_path / "enabled").write_text(f"[{mode}] never")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    found = machine.huge_pages(tmp_path / "enabled")
+    assert found.state == state
+    assert found.fix == ("unset THP_MEM_ALLOC_ENABLE" if state == "note" else "")
+
+
 def test_shared_memory_that_is_small_or_absent(tmp_path):
     assert machine.shared_memory(tmp_path, least=1).state == "ok"
     assert machine.shared_memory(tmp_path, least=1 << 60).state == "warning"
