@@ -62,6 +62,12 @@ class Variant:
         """This one's rate over the reference's of the same round."""
         return Spread.of([mine / other for mine, other in zip(self.rates, reference.rates, strict=True)])
 
+    def cpu_ratio(self, reference: Variant) -> float | None:
+        """The same by processor time, its median: how much of the reference's work this one does with the time it gets."""
+        pairs = zip(self.cpu_s, reference.cpu_s, strict=True) if self.cpu_s and reference.cpu_s else ()
+        ratios = [other / mine for mine, other in pairs if mine > 0]
+        return median(ratios) if ratios else None
+
 
 @dataclass(frozen=True)
 class Case:
@@ -85,6 +91,7 @@ class Case:
             v.name: {
                 "rate": v.rate.to_json(),
                 "ratio": ratios[v.name].to_json(),
+                "cpu_ratio": v.cpu_ratio(self.variants[self.reference]),
                 "cpu_s": Spread.of(v.cpu_s).to_json() if v.cpu_s else None,
                 "peak_mib": v.peak_mib,
                 "rounds": v.rates,
@@ -159,6 +166,16 @@ def timed(run: Run) -> Took:
     if isinstance(said, Took):
         return said
     return Took(seconds if said is None else said, time.process_time() - cpu_before, peak_mib())
+
+
+def scaled(run: Run, factor: float) -> Run:
+    """A run that does only one `factor`-th of the work, told as if it had done all."""
+
+    def whole() -> Took:
+        took = timed(run)
+        return Took(took.seconds * factor, None if took.cpu_s is None else took.cpu_s * factor, took.peak_mib)
+
+    return whole
 
 
 def reset_peak() -> None:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.criteo_shape import config_values, write_rows
-from benchmarks.harness import Case, Run, compare
+from benchmarks.harness import Case, Run, compare, scaled
 from benchmarks.report import options, publish, quiet
 from distrec.batch import KeyedJaggedTensor
 from distrec.config.layout import Layout, layout
@@ -32,6 +31,7 @@ from distrec.config.load import parse
 from distrec.config.schema import Config
 from distrec.data import Dataset, Reader, open_dataset, uses
 from distrec.data.columns import is_list
+from distrec.data.deal import cut
 from distrec.data.hashing import rows_of
 from distrec.data.window import without_mask
 
@@ -84,8 +84,8 @@ def case(name: str, run: Config, shuffle: bool, rounds: int) -> Case:
         "PyArrow, one thread": partial(scan, dataset, threads=False),
         "scan, hash, copy": partial(least, dataset, features),
         "distrec": partial(read, dataset, run, features, shuffle),
-        "row by row": partial(row_by_row, dataset, features, part=64),
-        "default collate": partial(default_collate, dataset, features, part=16),
+        "row by row": scaled(partial(row_by_row, first_rows(dataset, 64), features), 64),
+        "default collate": scaled(partial(default_collate, first_rows(dataset, 16), features), 16),
     }
     return compare(name, "rows/s", dataset.rows, runs, SCAN, rounds, rows=dataset.rows, batch_size=BATCH, shuffle=shuffle)
 
@@ -122,10 +122,9 @@ def read(dataset: Dataset, run: Config, features: Layout, shuffle: bool) -> None
         raise AssertionError(f"{rows} of {dataset.rows} rows")
 
 
-def row_by_row(dataset: Dataset, features: Layout, part: int) -> float:
-    """Seconds, scaled up from a `part`-th of the rows: rows as dicts, a loop over them and over their ids."""
-    began = perf_counter()
-    table = _first_rows(dataset, part)
+def row_by_row(read: Callable[[], pa.Table], features: Layout) -> None:
+    """Rows as dicts, a loop over them and over their ids."""
+    table = read()
     for low in range(0, len(table), BATCH):
         rows = table.slice(low, BATCH).to_pylist()
         torch.tensor([[np.log1p(max(row[f.column or f.name] or 0.0, 0.0)) for f in features.dense] for row in rows])
@@ -138,26 +137,23 @@ def row_by_row(dataset: Dataset, features: Layout, part: int) -> float:
         KeyedJaggedTensor(
             [f.name for f in features.bags], torch.tensor(values), lengths=torch.tensor(lengths, dtype=torch.int32)
         )
-    return (perf_counter() - began) * dataset.rows / len(table)
 
 
-def default_collate(dataset: Dataset, features: Layout, part: int) -> float:
-    """Seconds, scaled up from a `part`-th of the rows: a map-style dataset of numpy rows under torch's default collate."""
-    began = perf_counter()
-    table = _first_rows(dataset, part)
+def default_collate(read: Callable[[], pa.Table], features: Layout) -> None:
+    """A map-style dataset of numpy rows under torch's default collate."""
+    table = read()
     dense = np.stack([table[f.column or f.name].fill_null(0).to_numpy() for f in features.dense], axis=1)
     scalars = [f for f in features.bags if not pa.types.is_list(table.schema.field(f.column).type)]
     ids = np.stack([table[f.column].fill_null(0).to_numpy() % f.rows for f in scalars], axis=1)
     rows = TensorDataset(torch.from_numpy(np.log1p(np.maximum(dense, 0))), torch.from_numpy(ids))
     for _ in DataLoader(rows, BATCH, shuffle=True):
         pass
-    return (perf_counter() - began) * dataset.rows / len(table)
 
 
-def _first_rows(dataset: Dataset, part: int) -> pa.Table:
-    first = pq.ParquetFile(dataset.files[0].path)
-    batch = next(first.iter_batches(batch_size=max(dataset.rows // part, 1), columns=dataset.schema.names))
-    return pa.Table.from_batches([batch])
+def first_rows(dataset: Dataset, part: int) -> Callable[[], pa.Table]:
+    """What reads the first `part`-th of the rows."""
+    wanted = cut(dataset.row_groups, 0, dataset.rows // part)
+    return lambda: pa.Table.from_batches(dataset.read(wanted, verify_checksums=False))
 
 
 def _hashed(value: int | Iterable[int] | None, rows: int) -> list[int]:

@@ -45,7 +45,7 @@ def publish(
 ) -> Path:
     """Print the cases, and write `<out>/<device>/<name>.json` and `.png`; returns the JSON's path."""
     for case in cases:
-        Console(width=120).print(table(case))
+        Console(width=128).print(table(case))
     folder = chosen.out / folder_of(device)
     folder.mkdir(parents=True, exist_ok=True)
     found = {
@@ -80,7 +80,8 @@ def table(case: Case) -> Table:
     """A case for the screen."""
     shown = Table(title=f"{case.name} ({case.unit})", title_justify="left")
     second = [case.also[0]] if case.also else []
-    for column in ("variant", "median", "min", "max", f"over {case.reference}", *second, "CPU s a run", "peak MiB"):
+    over = f"over {case.reference}"
+    for column in ("variant", "median", "min", "max", over, "by CPU time", *second, "CPU s a run", "peak MiB"):
         shown.add_column(column, justify="left" if column == "variant" else "right")
     for variant in case.variants.values():
         shown.add_row(*row(case, variant))
@@ -92,6 +93,8 @@ def row(case: Case, variant: Variant) -> list[str]:
     rate, ratio = variant.rate, case.ratios()[variant.name]
     cells = [variant.name, *(short(value) for value in (rate.median, rate.min, rate.max))]
     cells.append(f"{ratio.median:.3g} ({ratio.min:.3g} to {ratio.max:.3g})")
+    by_cpu = variant.cpu_ratio(case.variants[case.reference])
+    cells.append("" if by_cpu is None else f"{by_cpu:.3g}")
     if case.also:
         cells.append(short(rate.median * case.also[1]))
     cells.append(short(median(variant.cpu_s)) if variant.cpu_s else "")

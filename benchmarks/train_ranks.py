@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from benchmarks.criteo_shape import config_values
-from benchmarks.harness import Run, compare
+from benchmarks.harness import Run, Took, compare, scaled, timed
 from benchmarks.launch import leave
 from benchmarks.report import quiet
 from distrec import dist
@@ -78,7 +77,8 @@ class Loops:
             "dense part alone": partial(dense_alone, *dense_part(self.config, self.ranks), self.made, self.config, self.steps),
         }
         if self.ranks.world == 1:
-            runs["unsharded, torch's Adagrad"] = partial(unsharded, *whole(self.config), self.made, self.steps, self.slow_steps)
+            slow = partial(unsharded, *whole(self.config), self.made[: self.slow_steps])
+            runs["unsharded, torch's Adagrad"] = scaled(slow, self.steps / self.slow_steps)
         return runs
 
     def batches(self, count: int) -> Iterator[Batch]:
@@ -91,14 +91,12 @@ class Loops:
             self.bare.progress(batches)
 
 
-def from_parquet(trainer: Trainer, steps: int) -> float:
-    """Seconds of `steps` steps, from the arrival of the first batch."""
+def from_parquet(trainer: Trainer, steps: int) -> Took:
+    """`steps` steps, from the arrival of the first batch."""
     with closing(trainer.readers["train"].batches()) as batches:
         first = next(batches)
         torch.distributed.barrier()
-        began = perf_counter()
-        trainer.train(itertools.chain([first], batches), steps)
-        return perf_counter() - began
+        return timed(lambda: trainer.train(itertools.chain([first], batches), steps))
 
 
 def bare_pipeline(config: Config, ranks: dist.Ranks) -> tuple[TrainPipelineSparseDist, CombinedOptimizer]:
@@ -145,17 +143,13 @@ def unsharded(
     collection: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     made: list[Batch],
-    steps: int,
-    measured: int,
-) -> float:
-    """Seconds of `steps` steps, scaled up from `measured` of them."""
-    began = perf_counter()
-    for batch in itertools.islice(itertools.cycle(made), measured):
+) -> None:
+    """A step for each batch."""
+    for batch in made:
         for optimizer in optimizers:
             optimizer.zero_grad()
         learn(head, optimizers[0], batch, collection(fresh(batch).sparse))
         optimizers[1].step()
-    return (perf_counter() - began) * steps / measured
 
 
 def learn(head: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, pooled: KeyedTensor) -> None:

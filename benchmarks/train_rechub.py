@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.criteo_shape import SPARSE, config_values
-from benchmarks.harness import Case, Run, Took, compare
+from benchmarks.harness import Case, Run, Took, compare, scaled
 from benchmarks.launch import leave
 from benchmarks.report import quiet
 from benchmarks.train_ranks import from_parquet
@@ -91,15 +91,11 @@ def peer(command: list[str], log: Path) -> Iterator[Run]:
 
 
 def measure(trainer: Trainer, run: Run, steps: int, peer_steps: int, batch_size: int, rounds: int) -> Case:
-    """By turns. Rates are of `steps` steps, which torch-rechub's are scaled up to."""
-
-    def scaled() -> Took:
-        took = run()
-        assert isinstance(took, Took)
-        factor = steps / peer_steps
-        return Took(took.seconds * factor, (took.cpu_s or 0.0) * factor, took.peak_mib)
-
-    runs: dict[str, Run] = {"distrec, from Parquet": partial(from_parquet, trainer, steps), PEER: scaled}
+    """By turns. torch-rechub's `peer_steps` are scaled up to `steps`."""
+    runs: dict[str, Run] = {
+        "distrec, from Parquet": partial(from_parquet, trainer, steps),
+        PEER: scaled(run, steps / peer_steps),
+    }
     facts: dict[str, Any] = {"batch_size": batch_size, "steps": steps, "peer_steps": peer_steps}
     return compare("DeepFM, 1 rank", "rows/s", steps * batch_size, runs, PEER, rounds, **facts)
 
