@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.harness import Case, Spread, Took, Variant, compare
+from benchmarks.harness import Case, Spread, Took, Variant, compare, scaled
 from benchmarks.report import command, draw, options
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +62,17 @@ def test_a_run_that_says_nothing_is_timed_by_the_wall() -> None:
 def test_a_run_elsewhere_tells_what_it_took_there() -> None:
     case = compare("c", "rows/s", 6, {"a": lambda: Took(2.0, cpu_s=1.5, peak_mib=7.0)}, "a", rounds=2)
     assert case.variants["a"] == Variant("a", [3.0, 3.0], [1.5, 1.5], 7.0)
+
+
+def test_a_part_of_the_work_is_told_as_all_of_it() -> None:
+    run = scaled(lambda: Took(2.0, cpu_s=1.5, peak_mib=7.0), 10)
+    assert run() == Took(20.0, 15.0, 7.0)
+
+
+def test_processor_time_is_compared_round_by_round() -> None:
+    fast, slow = Variant("a", [1.0] * 3, [1.0, 2.0, 4.0], None), Variant("b", [1.0] * 3, [2.0, 8.0, 4.0], None)
+    assert fast.cpu_ratio(slow) == 2.0  # of 2, 4 and 1
+    assert slow.cpu_ratio(Variant("c", [1.0], [], None)) is None
 
 
 def test_the_command_that_is_kept_names_no_path_of_this_machine() -> None:
