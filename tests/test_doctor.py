@@ -298,6 +298,17 @@ def test_open_files(soft, hard, state, fix):
     assert fix in found_fix if fix else not found_fix
 
 
+def test_cards_between_nodes_need_memory_that_may_be_locked(tmp_path, monkeypatch):
+    limits = {"soft": 8 << 20}
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (limits["soft"], limits["soft"]))
+    assert list(machine.locked_memory(tmp_path / "absent")) == list(machine.locked_memory(tmp_path)) == []
+    (tmp_path / "mlx5_0").mkdir()
+    [found] = machine.locked_memory(tmp_path)
+    assert (found.state, "8 MiB" in found.found, "mlx5_0" in found.found, "memlock" in found.fix) == ("fault", True, True, True)
+    limits["soft"] = resource.RLIM_INFINITY
+    assert [found.state for found in machine.locked_memory(tmp_path)] == ["ok"]
+
+
 def test_a_disk_is_timed_and_left_clean(tmp_path):
     [found] = machine.disk(tmp_path, sample=4 << 20)
     assert found.state in ("ok", "warning")

@@ -37,4 +37,5 @@ def _machine(folder: Path) -> Iterator[Finding]:
     yield machine.huge_pages()
     yield machine.shared_memory()
     yield machine.open_files()
+    yield from machine.locked_memory()
     yield from machine.disk(folder)

@@ -20,6 +20,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_SHARED = 1 << 30  # bytes; Docker's default of 64 MB is too little for NCCL's buffers of a few ranks
 OLDEST, FIRST_UNTRIED = (3, 11), (3, 13)
+RDMA_CARDS = Path("/sys/class/infiniband")
 FEWEST_FILES, FEW_FILES = 256, 1024  # Gloo and NCCL hold a socket to each other rank, a process group
 SAMPLE = 128 << 20  # bytes written and read to time the disk
 SLOW = 100e6  # bytes/s; below, checkpoints and not the GPU set the pace
@@ -77,6 +78,19 @@ def open_files() -> Finding:
         fix = f"echo '* - nofile 65536' | sudo tee /etc/security/limits.d/distrec.conf (then log in anew; here: {fix})"
     state = "fault" if soft < FEWEST_FILES else "warning"
     return Finding("open files", state, f"limit {soft}: each rank needs a file a shard and a socket a rank", fix)
+
+
+def locked_memory(cards: Path = RDMA_CARDS) -> Iterator[Finding]:
+    """Where there are InfiniBand or RoCE cards: whether NCCL may register its buffers with them."""
+    if not cards.is_dir() or not (names := sorted(path.name for path in cards.iterdir())):
+        return
+    name, said = "locked memory", f"cards {', '.join(names)}"
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY:
+        yield Finding(name, "ok", f"no limit; {said}")
+        return
+    fix = "echo '* - memlock unlimited' | sudo tee /etc/security/limits.d/distrec-rdma.conf (then log in anew)"
+    yield Finding(name, "fault", f"limit {_size(soft)}; {said}: NCCL cannot use them between nodes, and a run fails there", fix)
 
 
 def disk(folder: Path, sample: int = SAMPLE) -> Iterator[Finding]:
