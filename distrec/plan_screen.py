@@ -16,7 +16,7 @@ from distrec.planning import Planned, differences, imbalances, spread
 from distrec.ways_out import Way
 
 console = Console(highlight=False, soft_wrap=True)
-console.width = max(console.width, 110)  # a table that wraps in a log cannot be read
+console.width = max(console.width, 140)  # a table that wraps in a log cannot be read
 TABLES = 30  # shown, the largest; of the rest the sum
 BARS = 16  # at most; more ranks are shown in groups, alike ones together where that is enough
 WIDTH = 56

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ class Planned:
         copies = f", {count} replicas of the tables on {world} ranks each: the first" if count > 1 else ""
         return f"{self.config.name} on {self.machines.name}{copies}"
 
-    @property
+    @cached_property
     def device_bytes(self) -> list[int]:
         """Bytes on each rank's device, all included."""
         return [sum(self.uses(rank).values()) for rank in range(self.cluster.world)]

@@ -31,7 +31,13 @@ class Way:
 def find_ways_out(config: Config, machines: Machines, reason: DoesNotFit) -> list[Way]:
     """The first that fits of each kind, those that keep every row first, the fastest of them first."""
     beside = beside_tables(config)  # none of the changes touches it
-    kinds = (_columns(config, reason), _half(config), _cached(config, machines), _fewer_rows(config, machines))
+    kinds = (
+        _fewer_replicas(config),
+        _columns(config, reason),
+        _half(config),
+        _cached(config, machines),
+        _fewer_rows(config, machines),
+    )
     ways = [way for kind in kinds if (way := _first_that_fits(kind, config, machines, beside))]
     return sorted(ways, key=lambda way: (_drops_rows(way), way.planned.estimate.step))
 
@@ -55,7 +61,7 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
 def _may_fit(config: Config, machines: Machines) -> bool:
     """Whether weights and state alone are within what all ranks have: cheaper to ask than a plan."""
     sizes = [_sizes(table, config) for table in config.tables.values()]
-    ranks = machines.nodes * machines.ranks
+    ranks = machines.nodes * machines.ranks // config.embedding.replicas
     return sum(d for d, _ in sizes) <= ranks * machines.memory and sum(h for _, h in sizes) <= ranks * machines.host_memory
 
 
@@ -79,6 +85,14 @@ def _columns(config: Config, reason: DoesNotFit) -> Iterator[tuple[str, list[str
         if config.tables[name].dim % (4 * parts) == 0:
             overrides = [f"tables.{name}.sharding=column_wise", f"tables.{name}.column_shards={parts}"]
             yield f"{name} column-wise over {parts}", overrides
+
+
+def _fewer_replicas(config: Config) -> Iterator[tuple[str, list[str]]]:
+    """Each copy of the tables on more ranks."""
+    for count in range(config.embedding.replicas - 1, 0, -1):
+        if config.embedding.replicas % count == 0:
+            alone = ["embedding.sync_every=1"] if count == 1 and config.embedding.sync_every > 1 else []
+            yield f"{count} replica{'s' if count > 1 else ''} of the tables", [f"embedding.replicas={count}", *alone]
 
 
 def _half(config: Config) -> Iterator[tuple[str, list[str]]]:

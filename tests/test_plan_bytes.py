@@ -124,7 +124,10 @@ def test_weights_and_state_are_estimated_to_the_byte(two: dict[str, Found], name
 @pytest.mark.parametrize("name", CASES)
 def test_all_bytes_of_a_rank_are_estimated_within_ten_percent(two: dict[str, Found], name: str) -> None:
     found = two[name]
-    ratios = [size / held["peak"] for size, held in zip(found.planned.device_bytes, found.ranks, strict=True)]
+    pairs = [(size, held["peak"]) for size, held in zip(found.planned.device_bytes, found.ranks, strict=True)]
+    for rank, (size, peak) in enumerate(pairs):  # shown by pytest -rP
+        print(f"{name}, rank {rank}: estimated {size / 2**20:.1f} MB, allocated {peak / 2**20:.1f} MB, {size / peak - 1:+.1%}")
+    ratios = [size / peak for size, peak in pairs]
     assert ratios == pytest.approx([1.0, 1.0], abs=0.1)
 
 

@@ -80,6 +80,18 @@ def test_a_thousand_tables_show_the_largest(distrec: Command, tmp_path: Path) ->
     assert "and 10 smaller tables" in ended.out
 
 
+def test_nothing_is_cut_off(distrec: Command, tmp_path: Path) -> None:
+    table = {"rows": 1_000_000_000, "dim": 128, "cache": 0.1, "sharding": "table_row_wise"}
+    path = write(
+        tmp_path / "long.toml",
+        tables={"merchandise_category": table},
+        features={"sparse": [{"name": "category", "table": "merchandise_category"}]},
+    )
+    ended = distrec("plan", path, "--nodes", 2)
+    assert re.search(r"merchandise_category +1,000,000,000 x 128 +fp32 +table_row_wise +fused_uvm_caching +0-7 ", ended.out)
+    assert "…" not in ended.out
+
+
 def test_json_holds_the_numbers(distrec: Command, small: Path) -> None:
     ended = distrec("plan", small, "--gpus", 2, "--json", "tables.user.sharding=row_wise", "tables.item.sharding=row_wise")
     found = json.loads(ended.out)
@@ -185,6 +197,27 @@ def commands() -> list[tuple[str, list[str]]]:
 def hard(name: str, words: list[str]) -> Any:
     ranks = int(words[words.index("--nodes") + 1]) * 8
     return pytest.param(name, words, id=name, marks=[pytest.mark.slow] if ranks > 128 else [])
+
+
+def shown() -> list[Any]:
+    """Each command of the page with what stands below it there."""
+    page = (ROOT / "docs/how-big.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```console\n\$ (distrec plan (?:.|\\\n)*?)\n((?:(?!```).*\n)+)```$", page, re.MULTILINE)
+    assert len(blocks) >= 4
+    return [pytest.param(shlex.split(words), text, id=str(place)) for place, (words, text) in enumerate(blocks)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "text"), shown())
+def test_the_page_shows_what_is_printed(
+    distrec: Command, words: list[str], text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = [str(tmp_path / "plan.png") if word.endswith(".png") else word for word in words]
+    ended = distrec(*words[1:])
+    printed = [line.rstrip() for line in (ended.out + ended.err).splitlines()]
+    lines = [line for line in text.splitlines() if line.strip() not in ("", "…") and not line.startswith("planned in")]
+    assert [line for line in lines if line not in printed] == []
 
 
 @pytest.mark.parametrize(("name", "words"), [hard(*command) for command in commands()])

@@ -18,11 +18,13 @@ from distrec.config.load import parse
 from distrec.config.schema import Comms, Config
 from distrec.embeddings import shard
 from distrec.embeddings.cluster import Bandwidths, Replicas, share_out
+from distrec.embeddings.plan import DoesNotFit
 from distrec.embeddings.sharders import sharders
 from distrec.engine import Engine
 from distrec.errors import UserError
 from distrec.planning import Machines, Planned
 from distrec.trainer import make_pipeline
+from distrec.ways_out import find_ways_out
 
 GB = 2**30
 BATCH = 4096
@@ -181,6 +183,14 @@ def test_a_copy_is_planned_as_on_its_own_ranks_alone() -> None:
     assert copy.estimate.bytes == alone_there.estimate.bytes
     for ours, theirs in zip(copy.estimate.time, alone_there.estimate.time, strict=True):
         assert ours._replace(averaging=0.0) == theirs
+
+
+def test_fewer_copies_are_a_way_out() -> None:
+    run, machines = config("embedding.replicas=4", "embedding.sync_every=9"), Machines(1, 4, "cuda", 60 * 2**20, GB)
+    with pytest.raises(DoesNotFit) as caught:  # 52 MB of rows on each rank, of 51 that may be filled
+        planning.make(run, machines)
+    ways = {way.words: way.overrides for way in find_ways_out(run, machines, caught.value)}
+    assert ways["2 replicas of the tables"] == ("embedding.replicas=2",)
 
 
 @pytest.mark.parametrize(("nodes", "every", "link"), [(1, 1, 100 * GB), (4, 1, 10 * GB), (4, 50, 10 * GB)])

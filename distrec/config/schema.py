@@ -254,7 +254,9 @@ class Comms(Section):
     """Types that looked-up vectors and their gradients have on the way between ranks; tables and models keep theirs."""
 
     forward: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of vectors; bf16 on GPU only")
-    backward: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of their gradients; bf16 on GPU only")
+    backward: Literal["fp32", "fp16", "bf16"] = Field(
+        default="fp32", description="of their gradients; bf16 on GPU only, and there better: fp16 rounds small ones to 0"
+    )
 
 
 class Embedding(Section):
@@ -273,7 +275,8 @@ class Embedding(Section):
     comms: Comms = Comms()
     replicas: PositiveInt = Field(
         default=1,
-        description="GPU only: copies of the sharded tables, each on its own ranks, neighbours in number (2D parallel)",
+        description="GPU only: copies of the sharded tables, each on its own ranks, neighbours in number (2D parallel); "
+        "each updates itself with its own ranks' rows until they are averaged, so only sgd learns what one copy would",
     )
     sync_every: PositiveInt = Field(
         default=1, description="steps between averagings of the replicas; also before each evaluation and checkpoint"

@@ -42,7 +42,7 @@ def planner(
         pooling: by table, the mean number of ids a row of each of its features.
         using: the sharders of the run.
     """
-    prefetch = any((sharder.fused_params or {}).get("prefetch_pipeline") for sharder in using)
+    prefetch = any((getattr(sharder, "fused_params", None) or {}).get("prefetch_pipeline") for sharder in using)
     topology = cluster.topology()
     limits = {name: _constraints(tables[name], kinds, pooling.get(name, (1.0,))) for name, kinds in types.items()}
     return EmbeddingShardingPlanner(

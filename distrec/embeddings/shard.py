@@ -81,13 +81,15 @@ def shard_copies(
         world: ranks of one copy.
         local_world: of these, ranks on one machine.
     """
+    everyone = dist.group.WORLD
+    assert everyone is not None, "ranks have been started"
     return DMPCollection(
         module=model,
         device=device,
         plan=plan,
         world_size=dist.get_world_size(),
         sharding_group_size=world,
-        global_pg=dist.group.WORLD,
+        global_pg=everyone,
         node_group_size=local_world,
         sharders=using,
         use_inter_host_allreduce=True,
