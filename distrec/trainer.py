@@ -31,6 +31,7 @@ from distrec.record import Clock, Record, Report
 from distrec.running_statistics import RunningStatistics
 from distrec.signals import StopRequest
 from distrec.task import Outputs
+from distrec.tracing import trace_of
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, self.config.checkpoint.keep, self.ranks)
         self.pipeline = make_pipeline(engine, self._forward)
         self.stop, self.stopping = StopRequest(), False
+        self.trace = trace_of(self.config.train.profile, folder, self.ranks.rank)
         self._statistics = RunningStatistics(engine.model.module.head, self.ranks.device)  # type: ignore[arg-type]
         self._saved = 0  # step of the newest checkpoint; nothing is worth one before the first step
 
@@ -85,7 +87,8 @@ class Trainer:
         total = self.total_steps()
         self.record.progress.start(self.optimizers.steps, total)
         try:
-            with self.stop, self.record.writer, closing(self.readers["train"].batches(self.position)) as batches:
+            reading = closing(self.readers["train"].batches(self.position))
+            with self.stop, self.record.writer, self.trace, reading as batches:
                 early = self._event(total)  # of a resumed run: what was due when it was cut off
                 while self.optimizers.steps < total and not self.stopping and not early:
                     self.train(batches, self._steps_to_next_event(total))
@@ -124,6 +127,7 @@ class Trainer:
         self.engine.averaging.after(self.optimizers.steps)
         self.memory.skipped += skipped
         self.record.count(outputs, skipped)
+        self.trace.step()
         if self.optimizers.steps % self.config.train.log_every == 0:
             self._tell()
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     0: {"config", "environment", "errors", "log"},
-    1: {"batch", "dist", "signals", "models", "losses", "metrics", "running_statistics"},
+    1: {"batch", "dist", "signals", "models", "losses", "metrics", "running_statistics", "tracing"},
     2: {
         "prepare",
         "data",

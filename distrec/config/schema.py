@@ -215,6 +215,16 @@ class Optimizer(Section):
     schedule: Schedule = Schedule()
 
 
+class Profile(Section):
+    """Steps to record for Perfetto, into the run folder: `profile/rank-N.json.gz`."""
+
+    start: PositiveInt = Field(
+        default=10, description="steps, since the run was started or resumed, before the first one that is recorded"
+    )
+    steps: PositiveInt = Field(default=5, description="how many are recorded; each is some MB")
+    ranks: tuple[Count, ...] = Field(default=(0,), min_length=1, description="which ranks record")
+
+
 class Train(Section):
     """The loop."""
 
@@ -226,6 +236,7 @@ class Train(Section):
     clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm of the dense part")
     non_finite: Literal["stop", "skip"] = Field(default="stop", description="a NaN or infinite loss: stop, or skip that batch")
     log_every: PositiveInt = Field(default=50, description="steps between scalars")
+    profile: Profile | None = Field(default=None, description="record some steps; default: none")
     timeout_s: PositiveInt = Field(default=600, description="seconds after which a collective that a rank does not join fails")
     pipeline: Literal["sparse_dist", "prefetch_sparse_dist"] = Field(
         default="sparse_dist",
