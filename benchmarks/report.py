@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from benchmarks.harness import Case, Variant
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "numpy")
-CASES_A_COLUMN = 10  # of a picture
+CASES_A_COLUMN, TITLE = 10, 90  # of a picture; and characters in a line of a case's title
 SIZES = ("tiny", "short", "full")
 
 
@@ -111,6 +112,7 @@ def draw(question: str, cases: Sequence[Case], path: Path) -> None:
     """A bar a variant at its median, with a line from the slowest round to the fastest."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     columns = 1 + (len(cases) - 1) // CASES_A_COLUMN
     rows = -(-len(cases) // columns)
@@ -124,7 +126,8 @@ def draw(question: str, cases: Sequence[Case], path: Path) -> None:
         rates = [variant.rate for variant in case.variants.values()]
         spread = [[r.median - r.min for r in rates], [r.max - r.median for r in rates]]
         axes.barh(list(case.variants), [r.median for r in rates], xerr=spread, color="#4c78a8", ecolor="#333333", capsize=3)
-        axes.set_title(f"{case.name} ({case.unit})", fontsize=9, loc="left")
+        axes.set_title(fill(f"{case.name} ({case.unit})", TITLE), fontsize=9, loc="left")
+        axes.xaxis.set_major_formatter(EngFormatter())
         axes.tick_params(labelsize=8)
         axes.invert_yaxis()
     figure.savefig(path, dpi=110)

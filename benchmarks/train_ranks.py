@@ -34,7 +34,7 @@ from distrec.trainer import Trainer, build
 SIZES = {  # rows a table, embedding dim, rows a batch, steps a run, steps of the slow unsharded loop
     "tiny": (1_000, 8, 64, 4, 1),
     "short": (200_000, 64, 2048, 12, 1),
-    "full": (200_000, 64, 2048, 24, 2),
+    "full": (200_000, 64, 2048, 64, 2),
 }
 DISTINCT_BATCHES = 8
 WARMUP = 2  # rounds in which kernels are loaded and memory pools grow

@@ -31,7 +31,7 @@ from distrec.trainer import Trainer, build
 SIZES = {  # rows a table, embedding dim, rows a batch, steps a run of distrec and of torch-rechub
     "tiny": (1_000, 8, 64, 4, 1),
     "short": (200_000, 64, 2048, 12, 1),
-    "full": (200_000, 64, 2048, 24, 2),
+    "full": (200_000, 64, 2048, 64, 2),
 }
 PEER = "torch-rechub's trainer"
 LOOP = Path(__file__).with_name("rechub_loop.py")
