@@ -178,7 +178,7 @@ def test_interactions_with_items_that_a_catalogue_lacks_are_dropped_when_asked(t
     [
         pa.array(["2024-03-01T10:00:00Z", "2024-03-01T11:00:00Z", "2024-03-02T09:00:00Z"]),
         pa.array(["2024-03-01", "2024-03-02", "2024-03-10"]),
-        pa.array([1.5, 1.6, 2e9]),
+        pa.array([1.3, 1.4, 2e9]),
         pa.array([10**9, 2 * 10**9, 3 * 10**9], pa.timestamp("ns", "Europe/Paris")),
         pa.array([1, 2, 3], pa.date32()),
         pa.array([-5, 0, 7], pa.int16()),
@@ -186,8 +186,8 @@ def test_interactions_with_items_that_a_catalogue_lacks_are_dropped_when_asked(t
     ids=["ISO 8601", "dates as text", "seconds", "timestamps", "dates", "integers"],
 )
 def test_times_of_every_type_keep_their_order(tmp_path, times):
-    order = [2, 0, 1]
-    log = pa.table({"who": [1, 1, 1], "what": ["c", "a", "b"], "when": times.take(pa.array(order))})
+    order = [2, 1, 0]
+    log = pa.table({"who": [1, 1, 1], "what": ["c", "b", "a"], "when": times.take(pa.array(order))})
     pq.write_table(log, tmp_path / "log.parquet")
     prepared = interactions([[tmp_path / "log.parquet"]], tmp_path, columns=COLUMNS)
     assert on_disk(prepared.folder).test == [(1, ("a", "b"), ("c",), ("a", "b"))]
@@ -245,7 +245,7 @@ def test_columns_that_nobody_asked_for_are_not_parsed(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_log(tmp_path):
-    """Seven million more rows are 160 MiB of numbers, and over 2 GiB with their histories."""
+    """Seven million more rows are 160 MiB of ids and times alone, before any history."""
     peaks = []
     for rows in (1_000_000, 8_000_000):
         generate(tmp_path, rows)

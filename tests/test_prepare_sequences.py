@@ -75,8 +75,8 @@ def test_a_gowalla_history_is_a_sample_of_the_other_places(source, tmp_path, lon
 
 
 def test_places_of_users_with_few_others_give_no_row_when_told(source, tmp_path):
-    prepared = gowalla(tmp_path, source=source(files()), min_history=4)
-    assert {row["user_id"] for row in read(prepared.folder, "train")} == {u for u, items in TRAIN.items() if len(items) >= 5}
+    prepared = gowalla(tmp_path, source=source(files()), min_history=5)
+    assert {row["user_id"] for row in read(prepared.folder, "train")} == {u for u, items in TRAIN.items() if len(items) > 5}
 
 
 def test_a_gowalla_query_asks_for_all_test_places_and_knows_all_others(source, tmp_path):
