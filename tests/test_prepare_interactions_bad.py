@@ -156,6 +156,12 @@ def test_a_catalogue_has_each_item_of_the_log_once(tmp_path, items, message):
     refused(tmp_path, message, log, items=ItemFile(tmp_path / "items.parquet", "item"))
 
 
+def test_a_log_whose_items_are_all_unknown_leaves_nothing(tmp_path):
+    pq.write_table(pa.table({"item": [1]}), tmp_path / "items.parquet")
+    items = ItemFile(tmp_path / "items.parquet", "item", title="item", category="item")
+    refused(tmp_path, "no row is left to train on", parquet(tmp_path / "log.parquet"), items=items, unknown_items="drop")
+
+
 def test_a_title_is_one_value(tmp_path):
     pq.write_table(pa.table({"item": [7, 8, 9], "name": [["a"], ["b"], ["c"]]}), tmp_path / "items.parquet")
     items = ItemFile(tmp_path / "items.parquet", "item", title="name")

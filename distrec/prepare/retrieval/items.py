@@ -55,7 +55,7 @@ def items_of_file(source: ItemFile) -> tuple[str, Catalogue]:
 def _part(block: Block, source: ItemFile) -> tuple[dict[str, str], pl.DataFrame]:
     """What the columns of a block hold, and the block."""
     found = {source.item: ids(block, source.item)} | {name: features(block, name) for name in source.features}
-    texts = [name for name in (source.title, source.category) if name]
+    texts = dict.fromkeys(name for name in (source.title, source.category) if name)
     columns = [found[source.item][1].alias("raw_id"), *(found[name][1] for name in source.features)]
     columns += [_text(block, name).alias(f"@{name}") for name in texts]
     return {name: kind for name, (kind, _) in found.items()}, pl.DataFrame(columns)
