@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import markdown
 from benchmarks.harness import Case, Spread, Took, Variant, compare, scaled
 from benchmarks.report import command, draw, options
 
@@ -128,3 +129,15 @@ def test_it_runs_and_leaves_json_and_a_picture(name: str, tmp_path: Path) -> Non
         for variant in case["variants"].values():
             assert len(variant["rounds"]) == 2
             assert 0 < variant["rate"]["min"] <= variant["rate"]["median"] <= variant["rate"]["max"]
+
+
+def test_the_document_of_what_was_measured_holds_what_the_results_hold() -> None:
+    text = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
+    results = list(markdown.tables())
+    assert {Path(path).stem for path in (ROOT / "benchmarks" / "results" / "cpu").glob("*.json")} == set(NAMES)
+    for command_, _ in results:
+        assert command_.replace("--rechub …", "--rechub rechub/bin/python") in text
+    known = "\n".join(table for _, table in results)
+    blocks = [block for block in text.split("\n\n") if block.startswith("| variant |")]
+    assert len(blocks) > 10
+    assert [block.splitlines()[2] for block in blocks if block.strip() not in known] == []

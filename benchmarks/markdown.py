@@ -1,0 +1,43 @@
+"""The tables of docs/measured.md, from the results that benchmarks left: `python -m benchmarks.markdown [DEVICE]`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.harness import Case, Variant
+from benchmarks.report import RESULTS, short
+
+
+def tables(device: str = "cpu", results: Path = RESULTS) -> Iterator[tuple[str, str]]:
+    """Every benchmark's command, and the tables of its cases."""
+    for path in sorted((results / device).glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        yield found["command"], "\n\n".join(table(Case.from_json(case)) for case in found["cases"])
+
+
+def table(case: Case) -> str:
+    """A case in Markdown."""
+    heads = ["variant", case.unit, "slowest to fastest", f"over {case.reference}", "by CPU time", "peak MiB"]
+    rows = [heads, ["---"] * len(heads), *(_row(case, variant) for variant in case.variants.values())]
+    return "\n".join([f"{case.name}:", "", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _row(case: Case, variant: Variant) -> list[str]:
+    reference = case.variants[case.reference]
+    rate, ratio, by_cpu = variant.rate, variant.ratio(reference), variant.cpu_ratio(reference)
+    return [
+        variant.name,
+        short(rate.median),
+        f"{short(rate.min)} to {short(rate.max)}",
+        f"{ratio.median:.3g} ({ratio.min:.3g} to {ratio.max:.3g})",
+        "" if by_cpu is None else f"{by_cpu:.3g}",
+        "" if variant.peak_mib is None else f"{variant.peak_mib:,.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    for command, text in tables(*sys.argv[1:]):
+        print(f"{command}\n\n{text}\n")
