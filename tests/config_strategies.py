@@ -1,4 +1,4 @@
-"""Configs made of the JSON Schema: mostly what it allows, with the edges that numbers have, and here and there what it does not."""
+"""Configs made of the JSON Schema: mostly what it allows, with the edges that numbers have, and sometimes what it does not."""
 
 from __future__ import annotations
 

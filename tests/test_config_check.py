@@ -40,6 +40,10 @@ FAULTS = [
     ({"evaluate": {"patience": 5}}, "evaluate needs rows to evaluate on; name them in data.valid"),
     ({"train": {"device": "cpu", "precision": "bf16"}}, 'train.precision = "bf16" needs a GPU'),
     ({"features": {}, "tables": {}}, "features: there is none"),
+    (
+        {"tables": {"user": {"rows": 2**32 + 1, "dim": 8}, "item": {"rows": 2**32, "dim": 8}}},
+        "table 'user' has 4294967297 rows; ids address at most 4294967296: split the table",
+    ),
 ]
 
 

@@ -46,5 +46,7 @@ def test_a_row_group_with_fewer_rows_than_its_footer_says_is_damaged(tmp_path: P
     reader = numbered_reader(folder, shuffle=False)
     assert real_rows(reader.batches(epochs=1)) == list(range(30))
     monkeypatch.setattr(pq, "ParquetFile", Short)
-    with pytest.raises(UserError, match=r"part-000\.parquet: row group 1 has 9 rows where its footer says 10: the file is dama"):
+    with pytest.raises(
+        UserError, match=r"part-000\.parquet: row group 1 has 9 rows where its footer says 10: the file is dama"
+    ):
         list(reader.batches(epochs=1))

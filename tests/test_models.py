@@ -336,3 +336,10 @@ def test_a_model_from_another_package_that_cannot_be_used(name, words):
         find(name)
     assert words in str(caught.value)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("width", [2**40, 2**62, 10**30])
+def test_a_model_that_no_memory_holds_is_refused(width):
+    spec = InputSpec(num_dense=2, pooled={"a": 8}, sequences={}, num_tasks=1)
+    with pytest.raises(UserError, match=r"deepfm does not fit into memory: lower model\.params or the tables' dim"):
+        build("deepfm", {"mlp": [8, width]}, spec)

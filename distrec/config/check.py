@@ -22,6 +22,7 @@ def find_faults(config: Config) -> Iterator[str]:
     yield from _duplicates("task", (t.name for t in config.tasks))
     yield from _missing_tables(config)
     yield from _unused_tables(config)
+    yield from _huge_tables(config)
     yield from _label_leaks(config)
     yield from _metric_faults(config)
     yield from _device_faults(config)
@@ -57,6 +58,12 @@ def _unused_tables(config: Config) -> Iterator[str]:
     for name in config.tables:
         if name not in used:
             yield f"table {name!r} is used by no feature; remove [tables.{name}] or name it in a feature"
+
+
+def _huge_tables(config: Config) -> Iterator[str]:
+    for name, table in config.tables.items():
+        if table.rows > MAX_ROWS:
+            yield f"table {name!r} has {table.rows} rows; ids address at most {MAX_ROWS}: split the table"
 
 
 def _label_leaks(config: Config) -> Iterator[str]:
@@ -117,6 +124,7 @@ def _replica_faults(config: Config) -> Iterator[str]:
             yield f"table {name!r} is trained by adam, whose state embedding.replicas does not average; use adagrad, say"
 
 
+MAX_ROWS = 1 << 32  # of a table: distrec.data.hashing uses 32 bits of the hash
 METRICS = {
     "binary": ("auc", "ne", "logloss", "calibration"),
     "regression": ("rmse", "mse", "mae"),

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyarrow import types
 
+from distrec.config.check import MAX_ROWS
 from distrec.config.layout import Layout, Lookup
 from distrec.config.load import nearest
 from distrec.config.schema import Data, Task
-from distrec.data.hashing import MAX_ROWS
 from distrec.errors import UserError
 
 

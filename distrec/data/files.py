@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -77,12 +79,27 @@ def _list(path: str) -> tuple[AbstractFileSystem, list[str]]:
 
 
 def _expand(fs: AbstractFileSystem, root: str) -> Iterator[str]:
+    local = isinstance(fs, FsspecLocal)
+    if local:  # what may not be read is not there, as far as fsspec says
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(root)  # noqa: PTH116
     matches = [root] if fs.exists(root) else fs.glob(root) if any(c in root for c in "*?[") else []
     for match in map(str, matches):
         if fs.isdir(match):
-            yield from (str(name) for name in fs.find(match) if _is_data(str(name), match))
+            found = _find_local(match) if local else map(str, fs.find(match))
+            yield from (name for name in found if _is_data(name, match))
         else:
             yield match
+
+
+def _find_local(folder: str) -> Iterator[str]:
+    """Every file below a folder; fsspec would pass over the folders that may not be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+        yield from (os.path.join(place, name) for name in names)  # noqa: PTH118
 
 
 def _is_data(name: str, folder: str) -> bool:

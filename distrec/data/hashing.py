@@ -15,12 +15,11 @@ import numpy as np
 
 FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 FNV_PRIME = np.uint64(0x100000001B3)
-MAX_ROWS = 1 << 32  # the reduction uses 32 bits of the hash
 BLOCK = 1 << 15  # keys that are hashed at once: few enough to stay in a core's cache, and enough to outweigh NumPy's calls
 
 
 def rows_of(keys: np.ndarray, rows: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Table row of each key: `keys (N,) uint64` -> `(N,) int64` in `[0, rows)`, with `rows <= MAX_ROWS`.
+    """Table row of each key: `keys (N,) uint64` -> `(N,) int64` in `[0, rows)`, with `rows <= 2**32`.
 
     `out (N,) int64` takes the result; it may be the memory of `keys`.
     """

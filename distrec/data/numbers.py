@@ -20,9 +20,8 @@ def encode_dense(column: Column, feature: DenseFeature) -> np.ndarray:
     that is not finite in float32.
     """
     what, (values, missing) = f"feature {feature.name!r}", _floats(column)
-    if missing is not None:
-        if feature.null == "error":
-            _refuse(missing, what, "null or NaN; set null = 0.0 (or another value) on the feature", column)
+    if missing is not None and feature.null == "error":
+        _refuse(missing, what, "null or NaN; set null = 0.0 (or another value) on the feature", column)
     with np.errstate(all="ignore"):  # what overflows is an error that names it, not a warning of NumPy's
         if missing is not None:
             np.putmask(values, missing, feature.null)

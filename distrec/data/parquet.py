@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -162,6 +164,8 @@ def open_parquet(source: Source, verify_checksums: bool) -> pq.ParquetFile:
         )
     except FileNotFoundError as error:
         raise UserError(f"{source.path}: the file is gone") from error
+    except PermissionError as error:
+        raise UserError(f"{source.path}: may not be read: {os.strerror(error.errno or errno.EACCES)}") from error
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{source.path}: not a Parquet file, or truncated: {error}") from error
 

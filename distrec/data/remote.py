@@ -50,7 +50,8 @@ class RangeFile:
         stop = self._size if size < 0 else min(self._at + size, self._size)
         if self._at >= stop:
             return b""
-        content = patiently(lambda: self._fs.cat_file(self._path, start=self._at, end=stop), self._path, self._retries)
+        start = self._at
+        content: Any = patiently(lambda: self._fs.cat_file(self._path, start=start, end=stop), self._path, self._retries)
         self._at += len(content)
         return content
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -53,10 +54,18 @@ def build(name: str, params: Mapping[str, Any], spec: InputSpec) -> nn.Module:
     """Build a model for inputs of the given shapes, with `params` as they stand in a config's `model.params`.
 
     Raises:
-        UserError: what `find` raises, parameters that `Params` refuses, or features that do not fit the model.
+        UserError: what `find` raises, parameters that `Params` refuses, features that do not fit the model, or weights that
+            do not fit into memory.
     """
     cls = find(name)
-    return cls(spec, validate(cls.Params, params, f"model.params of {name}"))
+    checked = validate(cls.Params, params, f"model.params of {name}")
+    try:
+        return cls(spec, checked)
+    except (RuntimeError, TypeError, MemoryError) as error:
+        if not re.search("allocate|overflow", str(error), re.IGNORECASE):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{name} does not fit into memory: lower model.params or the tables' dim ({reason})") from None
 
 
 def _import(name: str) -> ModelClass:

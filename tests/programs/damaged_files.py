@@ -90,7 +90,11 @@ def damage(content: bytes, other: bytes, draw: np.random.Generator) -> bytes:
 
 def read(path: Path, checksums: bool) -> list[Any]:
     """Every row, as a run would see it."""
-    data, order, tasks = Data(train=str(path), batch_size=64, shuffle=False, shuffle_window=256), layout(FEATURES, TABLES), (Task(),)
+    data, order, tasks = (
+        Data(train=str(path), batch_size=64, shuffle=False, shuffle_window=256),
+        layout(FEATURES, TABLES),
+        (Task(),),
+    )
     dataset = open_dataset(data.train, uses(data, order, tasks))
     batches = list(Reader(dataset, data, order, tasks, rank=0, world=1).batches(epochs=1))
     parts = [[b.dense, b.labels, b.sparse, b.sequence] for b in batches]
