@@ -16,6 +16,7 @@ from PIL import Image
 from toml_text import to_toml
 
 from distrec.cli import app  # noqa: F401  # so that the first test does not pay for the import
+from distrec.plan_screen import _groups
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs/plan").glob("*.toml"))
@@ -65,10 +66,19 @@ def test_tables_bars_and_times_are_shown(distrec: Command, small: Path) -> None:
     assert "exchange of gradients" in ended.out
 
 
-def test_many_ranks_are_shown_in_sixteen_groups(distrec: Command, small: Path) -> None:
-    ended = distrec("plan", small, "--nodes", 6, "--gpus", 8)
-    bars = re.findall(r"^ *rank (\S+) ", ended.out, re.MULTILINE)
-    assert (len(bars), bars[0], bars[-1]) == (16, "0-2", "45-47")
+def test_of_many_ranks_those_alike_share_a_bar(distrec: Command, small: Path) -> None:
+    """One machine holds each table; the others hold nothing of it."""
+    words = [f"tables.{name}.sharding=table_row_wise" for name in ("user", "item")]
+    ended = distrec("plan", small, "--nodes", 6, "--gpus", 8, *words)
+    bars = re.findall(r"^ *rank (\S+) .* (\S+ [KMG]B)$", ended.out, re.MULTILINE)
+    assert [ranks for ranks, _ in bars] == ["0-7", "8-15", "16-47"]
+    assert len({size for _, size in bars}) == 3
+
+
+def test_ranks_that_all_differ_are_shown_in_sixteen_groups() -> None:
+    names = [name for name, _ in _groups([2**20 * rank for rank in range(48)])]
+    assert (len(names), names[0], names[-1]) == (16, "rank 0-2", "rank 45-47")
+    assert [name for name, _ in _groups([5] * 3)] == ["rank 0", "rank 1", "rank 2"]
 
 
 def test_a_thousand_tables_show_the_largest(distrec: Command, tmp_path: Path) -> None:
@@ -132,7 +142,7 @@ def test_two_configs_side_by_side(distrec: Command, small: Path, tmp_path: Path)
 
 def test_a_picture_shows_each_rank(distrec: Command, small: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.png"
-    assert distrec("plan", small, "--gpus", 4, "--png", path, "tables.user.sharding=row_wise").code == 0
+    assert distrec("plan", small, "--gpus", 4, "--hbm", "300MB", "--png", path, "tables.user.sharding=row_wise").code == 0
     picture = Image.open(path).convert("RGB")
     assert picture.width > 1000
     colours = {colour for _, colour in picture.getcolors(maxcolors=2**24) or []}
@@ -202,9 +212,11 @@ def hard(name: str, words: list[str]) -> Any:
 def shown() -> list[Any]:
     """Each command of the page with what stands below it there."""
     page = (ROOT / "docs/how-big.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```console\n\$ (distrec plan (?:.|\\\n)*?)\n((?:(?!```).*\n)+)```$", page, re.MULTILINE)
+    blocks = re.findall(r"^```console\n\$ (distrec plan (?:.*\\\n)*.*)\n((?:(?!```).*\n)+)```$", page, re.MULTILINE)
     assert len(blocks) >= 4
-    return [pytest.param(shlex.split(words), text, id=str(place)) for place, (words, text) in enumerate(blocks)]
+    return [
+        pytest.param(shlex.split(words.replace("\\\n", "")), text, id=str(place)) for place, (words, text) in enumerate(blocks)
+    ]
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def test_ranks_are_shared_out(world: int, local: int, replicas: int, shared: tup
     assert share_out(world, local, replicas, 5) == shared
 
 
-@pytest.mark.parametrize(("world", "local", "replicas"), [(8, 8, 3), (24, 8, 2), (4, 4, 8), (6, 6, 4)])
+@pytest.mark.parametrize(("world", "local", "replicas"), [(8, 8, 3), (24, 8, 2), (12, 6, 3), (4, 4, 8), (6, 6, 4)])
 def test_ranks_that_cannot_be_shared_out_are_refused(world: int, local: int, replicas: int) -> None:
     with pytest.raises(
         UserError, match=rf"embedding\.replicas = {replicas} does not share out {world} ranks, {local} a machine"
@@ -185,12 +185,21 @@ def test_a_copy_is_planned_as_on_its_own_ranks_alone() -> None:
         assert ours._replace(averaging=0.0) == theirs
 
 
-def test_fewer_copies_are_a_way_out() -> None:
-    run, machines = config("embedding.replicas=4", "embedding.sync_every=9"), Machines(1, 4, "cuda", 60 * 2**20, GB)
-    with pytest.raises(DoesNotFit) as caught:  # 52 MB of rows on each rank, of 51 that may be filled
+def ways_out(megabytes: int) -> dict[str, tuple[str, ...]]:
+    """For four copies, each on one GPU, of tables that take 50 MB."""
+    run = config("embedding.replicas=4", "embedding.sync_every=9", "data.batch_size=64")
+    machines = Machines(1, 4, "cuda", megabytes * 2**20, GB)
+    with pytest.raises(DoesNotFit) as caught:
         planning.make(run, machines)
-    ways = {way.words: way.overrides for way in find_ways_out(run, machines, caught.value)}
-    assert ways["2 replicas of the tables"] == ("embedding.replicas=2",)
+    return {way.words: way.overrides for way in find_ways_out(run, machines, caught.value)}
+
+
+def test_fewer_copies_are_a_way_out() -> None:
+    assert ways_out(40)["2 replicas of the tables"] == ("embedding.replicas=2",)
+
+
+def test_fewer_rows_are_sought_for_what_the_ranks_of_one_copy_have() -> None:
+    assert [words for words in ways_out(20) if "hashed into" in words]  # not what all ranks have
 
 
 @pytest.mark.parametrize(("nodes", "every", "link"), [(1, 1, 100 * GB), (4, 1, 10 * GB), (4, 50, 10 * GB)])
@@ -206,7 +215,7 @@ def test_averaging_takes_as_long_as_a_ring_does(nodes: int, every: int, link: fl
 def test_what_torchrec_is_told_of_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}
     monkeypatch.setattr("distrec.engine.needs_a_gpu", lambda _: [])
-    monkeypatch.setattr("distrec.engine.share_out", lambda *_: (4, 2, Replicas(2)))
+    monkeypatch.setattr("distrec.engine.share_out", lambda *asked: told.update(asked=asked) or (4, 2, Replicas(2)))
 
     class Stop(Exception):
         pass
@@ -217,7 +226,8 @@ def test_what_torchrec_is_told_of_the_copies(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(shard, "DMPCollection", record)
     with alone() as ranks, pytest.raises(Stop):
-        Engine.build(config("embedding.replicas=2", "embedding.comms.forward=fp16"), ranks)
+        Engine.build(config("embedding.replicas=2", "embedding.sync_every=7", "embedding.comms.forward=fp16"), ranks)
+    assert told["asked"] == (1, 1, 2, 7)
     assert (told["world_size"], told["sharding_group_size"], told["node_group_size"]) == (1, 4, 2)
     assert told["use_inter_host_allreduce"] is True  # neighbours, for which the plan was made
     assert told["global_pg"] is not None
