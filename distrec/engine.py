@@ -162,11 +162,8 @@ def plan_for(task: RankingTask, config: Config, features: Layout, cluster: plans
     Raises:
         UserError: no plan fits, or the one that the config names goes with other tables or ranks.
     """
-    default, pooling, using = (
-        config.embedding.sharding,
-        plans.pooling_factors(features),
-        sharders_for(config, cluster.device),
-    )
+    default, pooling = config.embedding.sharding, plans.pooling_factors(features)
+    using = sharders_for(config, cluster.device)
     types = plans.allowed_types(features, config.tables, default, config.optimizer.sparse, cluster.device)
     if config.embedding.plan is not None:
         homes = plan_file.collections_of(task, using)
