@@ -39,5 +39,5 @@ def _row(case: Case, variant: Variant) -> list[str]:
 
 
 if __name__ == "__main__":
-    for command, text in tables(*sys.argv[1:]):
+    for command, text in tables(sys.argv[1] if len(sys.argv) > 1 else "cpu"):
         print(f"{command}\n\n{text}\n")
