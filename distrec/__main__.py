@@ -53,17 +53,21 @@ def _fault(error: Exception) -> int:
         print(f"distrec: {library} does not load here: {reason}. `distrec doctor` says why, and what mends it", file=sys.stderr)
         return UserError.exit_code
     if "RANK" in os.environ and isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in LOST):
-        _name_the_silent()
+        _name_the_silent(error)
     else:
         traceback.print_exc()
     return 1
 
 
-def _name_the_silent() -> None:
+def _name_the_silent(error: Exception) -> None:
     """Say which ranks do not answer; of those that do, one says it."""
     from distrec import dist
 
     rank, world, heard = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), dist.roll_call()
+    if not heard:
+        first = str(error).partition("\n")[0]
+        print(f"distrec: rank {rank} did not meet the other ranks: {first}", file=sys.stderr)
+        return
     silent = [str(other) for other in range(world) if other not in heard]
     who = f"rank{'s' if len(silent) > 1 else ''} {', '.join(silent)}" if silent else "another rank"
     if rank == min(heard):

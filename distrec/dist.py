@@ -69,8 +69,10 @@ def roll_call(patience_s: float = ROLL_CALL_S) -> set[int]:
     """The ranks that have lost contact as this one has, this one included; called by each when its collective fails.
 
     A rank that is not among them failed, hangs, or is stopped. They meet in the store, which rank 0 serves; when it is the
-    one that is gone, nobody else is heard.
+    one that is gone, nobody else is heard. Without a process group, nobody at all.
     """
+    if not dist.is_initialized():
+        return set()
     store, rank, others = dist.distributed_c10d._get_default_store(), dist.get_rank(), set(range(dist.get_world_size()))
     heard = {rank}
 

@@ -80,6 +80,7 @@ class Gone:
 
 def call(monkeypatch: pytest.MonkeyPatch, store: Any, rank: int, world: int) -> tuple[set[int], float]:
     monkeypatch.setattr(torch_dist.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(torch_dist, "is_initialized", lambda: True)
     monkeypatch.setattr(torch_dist, "get_rank", lambda: rank)
     monkeypatch.setattr(torch_dist, "get_world_size", lambda: world)
     began = time.monotonic()
@@ -110,6 +111,7 @@ def test_where_the_store_is_gone_with_its_rank_nobody_is_heard(monkeypatch: pyte
         (2, {0, 2}, ""),
         (2, {2, 3, 1}, ""),
         (1, {1, 2, 3}, "distrec: rank 1 lost contact with rank 0, which failed, hangs or is stopped\n"),
+        (3, set(), "distrec: rank 3 did not meet the other ranks: ERROR\n"),
         (0, {0, 1, 2, 3}, "distrec: rank 0 lost contact with another rank, which failed, hangs or is stopped\n"),
     ],
 )
@@ -130,7 +132,11 @@ def test_one_of_those_that_answer_names_the_others(
     with pytest.raises(SystemExit) as end:
         __main__.main(["train"])
     assert end.value.code == 1
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == said.replace("ERROR", error)
+
+
+def test_without_a_group_nobody_is_heard() -> None:
+    assert dist.roll_call(0.1) == set()
 
 
 def process_of(rank: int, config: Path) -> int:

@@ -236,7 +236,10 @@ class Train(Section):
     clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm of the dense part")
     non_finite: Literal["stop", "skip"] = Field(default="stop", description="a NaN or infinite loss: stop, or skip that batch")
     log_every: PositiveInt = Field(default=50, description="steps between scalars")
-    profile: Profile | None = Field(default=None, description="record some steps; default: none")
+    profile: Profile | None = Field(
+        default=None,
+        description="record `steps` steps after `start` ones, on `ranks`, for Perfetto: { start = 10, steps = 5, ranks = [0] }",
+    )
     timeout_s: PositiveInt = Field(default=600, description="seconds after which a collective that a rank does not join fails")
     pipeline: Literal["sparse_dist", "prefetch_sparse_dist"] = Field(
         default="sparse_dist",

@@ -98,7 +98,8 @@ def main() -> None:
     assert os.waitpid(process, 0)[1] == 0, (folder / "whole" / "died.txt").read_text()
     hits, left = [], []
     while hits.count("in") < kills and len(hits) < (MISSES + 1) * kills:
-        hits.append(kill_in_a_save(rows, folder / "killed", steps, draw.random()))
+        share = (len(hits) % kills + draw.random()) / kills  # every part of a save has its turn
+        hits.append(kill_in_a_save(rows, folder / "killed", steps, share))
         left.append(checkpoints(folder / "killed"))
     process, _ = spawn(rows, folder / "killed", steps)
     code = os.waitpid(process, 0)[1]
