@@ -97,7 +97,7 @@ def test_the_environment_is_made_where_it_is_then_activated() -> None:
     done = subprocess.run(["make", "-n", *install.split()], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"python3.12 -m venv {activate}\n" in done.stdout
     files = re.findall(r"-r (\S+)", done.stdout)
-    assert files == ["requirements/torch-cuda.txt", "requirements/cuda.txt", "requirements/dev.txt"]
+    assert files == ["requirements/torch-cuda.txt", *(f"requirements/{name}.txt" for name in ("cuda", "s3", "dev"))]
     assert set(re.findall(r"pip install --no-deps -r (\S+\.txt)", TEXT)) <= set(files)
 
 
@@ -144,7 +144,7 @@ def test_the_words_that_are_searched_for_in_a_log_are_those_of_the_code() -> Non
     for words in (
         "was killed by",
         "the kernel does that when memory runs out",
-        "lost contact with another rank, which failed or hangs",
+        "which failed, hangs or is stopped",
         "stopped by",
         "the nodes cannot meet at",
         "failed with exit code",

@@ -27,8 +27,8 @@ def test_hadolint_finds_nothing() -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_each_device_installs_its_own_closure_and_nothing_that_a_resolver_would_add(device: str) -> None:
     installs = [words for name, words in instructions(DEVICE=device) if name == "RUN" and "pip install" in words]
-    files = [words.split()[-1] for words in installs if "--requirement" in words]
-    assert files == [f"requirements/torch-{device}.txt", f"requirements/{device}.txt"]
+    files = [file for words in installs for file in re.findall(r"--requirement (\S+)", words)]
+    assert files == [f"requirements/{name}.txt" for name in (f"torch-{device}", device, "s3")]
     assert all((ROOT / file).is_file() for file in files)
     assert all("--no-deps" in words for words in installs)
     assert "--no-build-isolation" in installs[-1]
