@@ -41,8 +41,8 @@ FAULTS = [
     ({"train": {"device": "cpu", "precision": "bf16"}}, 'train.precision = "bf16" needs a GPU'),
     ({"features": {}, "tables": {}}, "features: there is none"),
     (
-        {"tables": {"user": {"rows": 2**32 + 1, "dim": 8}, "item": {"rows": 2**32, "dim": 8}}},
-        "table 'user' has 4294967297 rows; ids address at most 4294967296: split the table",
+        {"tables": {"user": {"rows": 2**40 + 1, "dim": 8}, "item": {"rows": 2**40, "dim": 8}}},
+        "table 'user' has 1099511627777 rows; ids address at most 1099511627776: split the table",
     ),
 ]
 

@@ -146,8 +146,8 @@ def test_dictionaries_that_differ_from_row_group_to_row_group_are_joined(tmp_pat
 
 def test_too_many_rows_for_the_hash_are_refused(tmp_path):
     path = write(tmp_path / "a.parquet", {"c": [1]})
-    with pytest.raises(UserError, match="table 't' has 4294967297 rows"):
-        read_columns(path, sparse=[SparseFeature(name="c", table="t")], tables={"t": Table(rows=(1 << 32) + 1, dim=4)})
+    with pytest.raises(UserError, match="table 't' has 1099511627777 rows"):
+        read_columns(path, sparse=[SparseFeature(name="c", table="t")], tables={"t": Table(rows=(1 << 40) + 1, dim=4)})
 
 
 def test_files_and_row_groups_without_rows_are_skipped(tmp_path):

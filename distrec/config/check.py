@@ -124,7 +124,7 @@ def _replica_faults(config: Config) -> Iterator[str]:
             yield f"table {name!r} is trained by adam, whose state embedding.replicas does not average; use adagrad, say"
 
 
-MAX_ROWS = 1 << 32  # of a table: distrec.data.hashing uses 32 bits of the hash
+MAX_ROWS = 1 << 40  # of a table, as far as distrec.data.hashing spreads ids over it
 METRICS = {
     "binary": ("auc", "ne", "logloss", "calibration"),
     "regression": ("rmse", "mse", "mae"),

@@ -6,7 +6,7 @@ The functions are a contract: a trained table means nothing under another hash, 
 - A string is FNV-1a 64 over its UTF-8 bytes.
 - Both are mixed by SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014, figure 17: `mix64` with the constants
   of Stafford's variant 13), then reduced to `[0, rows)` by a multiplication in place of a division (Lemire, 2019):
-  `((h >> 32) * rows) >> 32`.
+  `((h >> 32) * rows) >> 32` up to 2^32 rows, and `(h * rows) >> 64` in 128 bits for more.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 
 FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 FNV_PRIME = np.uint64(0x100000001B3)
+HALF, LOWER = np.uint64(32), np.uint64(0xFFFFFFFF)
 BLOCK = 1 << 15  # keys that are hashed at once: few enough to stay in a core's cache, and enough to outweigh NumPy's calls
 
 
 def rows_of(keys: np.ndarray, rows: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Table row of each key: `keys (N,) uint64` -> `(N,) int64` in `[0, rows)`, with `rows <= 2**32`.
+    """Table row of each key: `keys (N,) uint64` -> `(N,) int64` in `[0, rows)`, with `rows <= 2**40`.
 
     `out (N,) int64` takes the result; it may be the memory of `keys`.
     """
@@ -28,10 +29,22 @@ def rows_of(keys: np.ndarray, rows: int, out: np.ndarray | None = None) -> np.nd
     for low in range(0, len(keys), BLOCK):
         block = found[low : low + BLOCK].view(np.uint64)
         _mix(keys[low : low + BLOCK], block, spare[: len(block)])
-        block >>= np.uint64(32)
-        block *= np.uint64(rows)
-        block >>= np.uint64(32)
+        if rows <= 1 << 32:
+            block >>= HALF
+            block *= np.uint64(rows)
+            block >>= HALF
+        else:
+            block[:] = _high_word(block, rows)
     return found
+
+
+def _high_word(hashes: np.ndarray, rows: int) -> np.ndarray:
+    """`(hashes * rows) >> 64`, by halves, as there are no wider words: `(N,) uint64`."""
+    upper, lower = hashes >> HALF, hashes & LOWER
+    rows_upper, rows_lower = np.uint64(rows >> 32), np.uint64(rows) & LOWER
+    middle = upper * rows_lower + (lower * rows_lower >> HALF)
+    carried = (middle & LOWER) + lower * rows_upper >> HALF
+    return upper * rows_upper + (middle >> HALF) + carried
 
 
 def splitmix64(keys: np.ndarray) -> np.ndarray:
