@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.harness import Case, Variant
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "numpy")
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "numpy", "faiss-cpu")
 CASES_A_COLUMN, TITLE = 10, 90  # of a picture; and characters in a line of a case's title
 SIZES = ("tiny", "short", "full")
 

@@ -52,6 +52,10 @@ class Batch(Pipelineable):
     normalizer: Tensor  # () float32: real rows of this step, averaged over ranks; the loss is a weighted sum over it
     groups: Tensor | None  # (B,) int64, for metrics by group
     position: Position  # after this batch
+    # Of a retriever: the first `queries` rows are queries, each with its item; any that follow are items alone.
+    queries: int | None = None
+    items: Tensor | None = None  # (B,) int64: each row's row of the catalogue, -1 for none; None: no row has an item
+    lists: KeyedJaggedTensor | None = None  # rows of the catalogue by use (distrec.data.items), of each query
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """A copy on `device`."""

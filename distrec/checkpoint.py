@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -23,11 +21,11 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from distrec.dist import Ranks, from_first, refuse, together
 from distrec.errors import UserError
 from distrec.log import logger
+from distrec.seal import checksum, crc32_of, replace_json
 
 MANIFEST = "manifest.json"
 BEST = "best.json"
 FORMAT = 1
-CHUNK = 2**24
 ABSENT = "absent"
 
 
@@ -125,7 +123,7 @@ class Checkpoints:
     def mark_best(self, step: int | None, metrics: Mapping[str, float]) -> None:
         """Remember which checkpoint is the best one; None: none is."""
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        from_first(lambda: _replace(self.folder / BEST, {"step": step, "metrics": numbers}))
+        from_first(lambda: replace_json(self.folder / BEST, {"step": step, "metrics": numbers}))
 
     def best(self) -> int | None:
         """The step that `mark_best` named last, if its checkpoint stands."""
@@ -133,7 +131,7 @@ class Checkpoints:
 
     def _checksums(self, target: Path) -> dict[str, tuple[int, int]]:
         """Each rank reads the files that it wrote; rank 0 the metadata too."""
-        mine = {path.name: _checksum(path) for path in self._own_files(target)}
+        mine = {path.name: checksum(path) for path in self._own_files(target)}
         everyone: list[Any] = [None] * self._ranks.world
         dist.all_gather_object(everyone, mine)
         return {name: value for part in everyone for name, value in sorted(part.items())}
@@ -147,7 +145,7 @@ class Checkpoints:
         for name in sorted(manifest.files)[self._ranks.rank :: self._ranks.world]:
             path = target / name
             try:
-                found = _checksum(path)
+                found = checksum(path)
             except OSError as error:
                 raise UserError(f"checkpoint file {path} cannot be read: {error.strerror}") from None
             if found != tuple(manifest.files[name]):
@@ -212,23 +210,7 @@ def _remove(target: Path) -> None:
 
 def _write_manifest(target: Path, manifest: Manifest) -> None:
     values = asdict(manifest)
-    _replace(target / MANIFEST, {"crc32": _crc32_of(values)} | values)
-
-
-def _replace(path: Path, value: dict) -> None:
-    """Write JSON so that the path holds all of it or what it held before, through a power cut too."""
-    part = path.with_suffix(".tmp")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    replace_json(target / MANIFEST, {"crc32": crc32_of(values)} | values)
 
 
 def _read_manifest(target: Path) -> Manifest:
@@ -237,7 +219,7 @@ def _read_manifest(target: Path) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
             raise UserError(f"{path} has format {values.get('format')}; this distrec reads format {FORMAT}")
-        if values.pop("crc32", None) != _crc32_of(values):
+        if values.pop("crc32", None) != crc32_of(values):
             raise UserError(f"{path} is damaged: its crc32 is not that of what it says")
         return Manifest(**values)
     except FileNotFoundError:
@@ -246,24 +228,12 @@ def _read_manifest(target: Path) -> Manifest:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _crc32_of(values: dict) -> int:
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
-
-
 def _read_best(folder: Path, steps: list[int]) -> int | None:
     try:
         step = json.loads((folder / BEST).read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return step if step in steps else None
-
-
-def _checksum(path: Path) -> tuple[int, int]:
-    crc, size = 0, 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-    return size, crc
 
 
 def _cause(error: BaseException) -> str:

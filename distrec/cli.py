@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from distrec.cli_prepare import prepare
+from distrec.cli_retrieval import add_verbs
 
 if TYPE_CHECKING:
     from distrec.config.schema import Config
@@ -125,7 +126,7 @@ def evaluate(
 
     config = run_folder.saved_config(run, overrides or [])
     with _ranks(config, run) as ranks:
-        from distrec.trainer import score
+        from distrec.trained import score
 
         at, result = score(config, ranks, run, split, step)
         if ranks.first:
@@ -167,9 +168,9 @@ def schema(
     import json
 
     from distrec.config import document
-    from distrec.models import MODELS
+    from distrec.models import MODELS, RETRIEVERS
 
-    params = {name: model.Params for name, model in MODELS.items()}
+    params = {name: model.Params for name, model in (MODELS | RETRIEVERS).items()}
     typer.echo(document.markdown(params) if markdown else json.dumps(document.json_schema(params), indent=2), nl=not markdown)
 
 
@@ -213,3 +214,6 @@ def _ranks(config: Config, folder: Path) -> Iterator[Ranks]:
     log.setup(ranks.rank, folder / "logs")
     yield ranks
     dist.stop()
+
+
+add_verbs(app, _ranks)

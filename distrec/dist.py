@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -110,6 +110,32 @@ def together(make: Callable[[], T]) -> T:
 def refuse(message: str) -> NoReturn:
     """Raise what every rank has found and calls this for, as a `UserError` that is said once."""
     raise UserError(message) if dist.get_rank() == 0 else AnotherRankFailed(message)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather whose backward is its transpose: every rank adds up what all ranks' losses say of its own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        everyone = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather(list(everyone.chunk(dist.get_world_size())), rows.contiguous())
+        return everyone
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        own = torch.empty_like(gradient.chunk(dist.get_world_size())[0])
+        dist.reduce_scatter(own, [part.contiguous() for part in gradient.chunk(dist.get_world_size())])
+        return own
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all ranks, `(N, ...)` each, as `(W N, ...)`, rank 0's first. Gradients flow back and add up.
+
+    Every rank must call it with as many rows, and go backward through it.
+    """
+    if dist.get_world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)  # type: ignore[return-value]
 
 
 def lowest(values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
@@ -17,10 +17,13 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from distrec import data, models
 from distrec.batch import Batch
 from distrec.checkpoint import Checkpoints
+from distrec.config import schema
 from distrec.config.check import check, find_faults, needs_a_gpu
 from distrec.config.layout import Layout, layout
 from distrec.config.schema import Config
 from distrec.data import Dataset, Reader
+from distrec.data.catalogue import CatalogueReader
+from distrec.data.neighbours import Neighbours
 from distrec.dist import Ranks, from_first, together
 from distrec.embeddings import plan as plans
 from distrec.embeddings import plan_file, shard, tables
@@ -28,10 +31,14 @@ from distrec.embeddings.cluster import Replicas, share_out
 from distrec.embeddings.sharders import sharders
 from distrec.errors import UserError
 from distrec.evaluate import Evaluation, evaluate
+from distrec.evaluate_retrieval import collect_items, evaluate_retrieval
 from distrec.footprint import Footprint, footprint
 from distrec.metrics.ranking import RankingMetrics
+from distrec.metrics.steps import StepMeans
 from distrec.models.inputs import InputSpec
 from distrec.optim import Optimizers
+from distrec.retrieval_task import RetrievalTask
+from distrec.retriever import Items, Reading, make_retrieval_task, open_items, reading
 from distrec.task import Outputs, RankingHead, RankingTask
 
 
@@ -46,6 +53,7 @@ class Engine:
     model: DistributedModelParallel
     optimizers: Optimizers
     averaging: shard.Averaging  # of the copies of the tables, after each step and before they are saved or evaluated
+    items: Items | None  # of a retriever
 
     @classmethod
     def build(cls, config: Config, ranks: Ranks) -> Self:
@@ -56,8 +64,9 @@ class Engine:
         """
         check(config)
         refuse_on(ranks.device.type, config)
+        items = together(lambda: open_items_of(config, ranks.rank, ranks.world))
         torch.manual_seed(config.train.seed)  # the same dense weights on every rank
-        task, features = make_task(config, ranks.device)
+        task, features = make_task(config, ranks.device, items)
         shard.fuse(task, config.tables, config.optimizer.sparse)
         plan = from_first(lambda: make_plan(task, config, features, ranks))
         names = tables.table_names(task)
@@ -65,12 +74,55 @@ class Engine:
         tables.initialize(shard.local_shards(model), config.tables, config.train.seed)
         optimizers = Optimizers(model, config.tables, names, config.optimizer, config.train.clip_norm)
         torch.manual_seed(config.train.seed + ranks.rank)  # from here on, each rank drops out its own units
-        return cls(config, ranks, features, plan, model, optimizers, shard.Averaging(model, config.embedding.sync_every))
+        averaging = shard.Averaging(model, config.embedding.sync_every)
+        return cls(config, ranks, features, plan, model, optimizers, averaging, items)
 
-    def evaluate(self, outputs: Iterator[Outputs]) -> Evaluation:
-        """Metrics of a stream of outputs over all ranks."""
+    def training_metrics(self) -> RankingMetrics | StepMeans:
+        """What is counted of the batches that are trained on."""
+        if self.items is not None:
+            return StepMeans(["accuracy"], self.ranks.device)
+        return RankingMetrics(self.config.tasks, self.config.data.group is not None, self.ranks.device)
+
+    def evaluate(self, reader: Reader, run: Callable[[Reader | CatalogueReader], Iterator[Outputs]]) -> Evaluation:
+        """Metrics over a reader's rows on all ranks; `run` gives what the model says of a reader's batches."""
+        if self.items is not None and self.config.retrieval is not None:
+            catalogue, counts = self.items.catalogue, self.items.catalogue.train_count
+            items = run(CatalogueReader(catalogue, self.ranks.rank, self.ranks.world, reader.batch_size))
+            known = None if counts is None else torch.from_numpy(counts)
+            return evaluate_retrieval(items, run(reader), self.config.retrieval, catalogue.rows, known, self.ranks)
         metrics = RankingMetrics(self.config.tasks, self.config.data.group is not None, self.ranks.device)
-        return evaluate(outputs, metrics, dist.group.WORLD)
+        return evaluate(run(reader), metrics, dist.group.WORLD)
+
+    @property
+    def neighbours(self) -> Neighbours | None:
+        """What hard negatives are drawn from; None where they are not."""
+        return None if self.items is None else self.items.drawer.neighbours
+
+    @property
+    def search_steps(self) -> int | None:
+        """Steps between searches for hard negatives; None where there are none."""
+        retrieval = self.config.retrieval
+        return None if retrieval is None or self.neighbours is None else retrieval.negatives.refresh_steps
+
+    def search_negatives(self, run: Callable[[CatalogueReader], Iterator[Outputs]]) -> None:
+        """Find the hard negatives of the steps to come; `run` as in `evaluate`. Every rank must call it."""
+        if self.items is not None and self.neighbours is not None:
+            catalogue, ranks = self.items.catalogue, self.ranks
+            reader = CatalogueReader(catalogue, ranks.rank, ranks.world, self.config.data.batch_size)
+            self.neighbours.search(collect_items(run(reader), catalogue.rows, ranks))
+
+    def query_vectors(self, batch: Batch) -> Tensor:
+        """Vectors (B, D) of a batch's queries. Every rank must call it, and no pipeline may hold the model."""
+        return self._vectors(batch)["query"]
+
+    def item_vectors(self, batch: Batch) -> Tensor:
+        """Vectors (N, D) of a batch's items (`Catalogue.batch`). Every rank must call it; no pipeline may hold the model."""
+        return self._vectors(batch)["item"]
+
+    @torch.no_grad()
+    def _vectors(self, batch: Batch) -> Outputs:
+        self.model.eval()
+        return self.model(batch.to(self.ranks.device))[1]
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds: tensors and sharded tensors by name."""
@@ -78,7 +130,7 @@ class Engine:
             "model": self.model.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "random": {self._random_key(): _random_state(self.ranks.device)},
-        }
+        } | ({} if self.neighbours is None else {"neighbours": self.neighbours.table})
 
     def load(self, checkpoints: Checkpoints, step: int) -> None:
         """Take the state of a step, saved on any number of ranks with any plan."""
@@ -115,16 +167,32 @@ class Engine:
         return f"world{self.ranks.world}_rank{self.ranks.rank}"
 
 
-def make_task(config: Config, device: torch.device) -> tuple[RankingTask, Layout]:
-    """The model with its tables on meta and its dense part on `device`."""
+AnyTask = RankingTask | RetrievalTask
+
+
+def open_items_of(config: Config, rank: int = 0, world: int = 1) -> Items | None:
+    """A retriever's items; None for a ranker.
+
+    Raises:
+        UserError: the catalogue is not as the config says.
+    """
+    if config.retrieval is None:
+        return None
+    return open_items(config, config.retrieval, layout(config.features, config.tables), rank, world)
+
+
+def make_task(config: Config, device: torch.device, items: Items | None = None) -> tuple[AnyTask, Layout]:
+    """The model with its tables on meta and its dense part on `device`. A retriever needs `items` to train, not to plan."""
     features = layout(config.features, config.tables)
+    if config.retrieval is not None:
+        return make_retrieval_task(config, config.retrieval, features, device, items), features
     spec = InputSpec(len(features.dense), features.pooled_dims, features.sequence_dims, len(config.tasks))
     model = models.build(config.model.name, config.model.params, spec).to(device)
     autocast = torch.bfloat16 if config.train.precision == "bf16" and device.type == "cuda" else None
     return RankingTask(tables.build(features, config.tables), RankingHead(model, features, config.tasks, autocast)), features
 
 
-def make_plan(task: RankingTask, config: Config, features: Layout, ranks: Ranks) -> ShardingPlan:
+def make_plan(task: AnyTask, config: Config, features: Layout, ranks: Ranks) -> ShardingPlan:
     """The plan for these ranks: the one that the config names, or a new one."""
     world, local_world, replicas = _share_out(config, ranks)
     memory = _memory(task, config, features, ranks)
@@ -136,7 +204,7 @@ def _share_out(config: Config, ranks: Ranks) -> tuple[int, int, Replicas]:
     return share_out(ranks.world, ranks.local_world, config.embedding.replicas, config.embedding.sync_every)
 
 
-def _shard(task: RankingTask, plan: ShardingPlan, config: Config, ranks: Ranks) -> DistributedModelParallel:
+def _shard(task: AnyTask, plan: ShardingPlan, config: Config, ranks: Ranks) -> DistributedModelParallel:
     using = sharders_for(config, ranks.device.type)
     if config.embedding.replicas == 1:
         return shard.shard(task, plan, ranks.device, using)
@@ -156,7 +224,7 @@ def refuse_on(device: str, config: Config) -> None:
         raise UserError("\n".join(["on CPU this config cannot be used:", *(f"  {fault}" for fault in faults)]))
 
 
-def plan_for(task: RankingTask, config: Config, features: Layout, cluster: plans.Cluster) -> ShardingPlan:
+def plan_for(task: AnyTask, config: Config, features: Layout, cluster: plans.Cluster) -> ShardingPlan:
     """The plan for a cluster, which may be another one than this process runs on.
 
     Raises:
@@ -168,10 +236,10 @@ def plan_for(task: RankingTask, config: Config, features: Layout, cluster: plans
     if config.embedding.plan is not None:
         homes = plan_file.collections_of(task, using)
         return plan_file.load(Path(config.embedding.plan), types, config.tables, cluster, homes)
-    return plans.make_plan(task, types, config.tables, cluster, config.data.batch_size, pooling, using)
+    return plans.make_plan(task, types, config.tables, cluster, step_rows(config), pooling, using)
 
 
-def _memory(task: RankingTask, config: Config, features: Layout, ranks: Ranks) -> tuple[int, int, int | None]:
+def _memory(task: AnyTask, config: Config, features: Layout, ranks: Ranks) -> tuple[int, int, int | None]:
     """Bytes a rank has, bytes of them for what is not a table, and bytes of host memory for cached tables.
 
     What the config grants to tables is for nothing else.
@@ -183,9 +251,17 @@ def _memory(task: RankingTask, config: Config, features: Layout, ranks: Ranks) -
     return memory, beside, plans.rank_memory(host, torch.device("cpu"), ranks.local_world) if cached else None
 
 
-def dense_footprint(task: RankingTask, features: Layout, config: Config) -> Footprint:
+def dense_footprint(task: AnyTask, features: Layout, config: Config) -> Footprint:
     """What a rank needs beside its tables."""
-    return footprint(task.head.model, features, config.optimizer.dense, config.data.batch_size, len(config.tasks))
+    return footprint(task.head.model, features, config.optimizer.dense, step_rows(config), len(labels(config)))
+
+
+def step_rows(config: Config) -> int:
+    """Rows of a rank's training batch: those of the log, and a retriever's negatives."""
+    if config.retrieval is None:
+        return config.data.batch_size
+    negatives = config.retrieval.negatives
+    return config.data.batch_size * (1 + negatives.per_row + (negatives.column_length or 0)) + negatives.sampled
 
 
 def open_reader(engine: Engine, split: str) -> Reader:
@@ -195,26 +271,41 @@ def open_reader(engine: Engine, split: str) -> Reader:
         UserError: a path, a file or a column is not as the config says.
     """
     config, ranks = engine.config, engine.ranks
-    dataset = together(lambda: open_split(config, engine.layout, split))
+    how = reading_of(config, engine.layout, engine.items, split)
+    dataset = together(lambda: open_split(config, how, split))
     training = split == "train"
     return Reader(
         dataset,
         config.data,
-        engine.layout,
-        config.tasks,
+        how.present,
+        labels(config),
         rank=ranks.rank,
         world=ranks.world,
         seed=config.train.seed,
         batch_size=config.data.batch_size if training else config.data.eval_batch_size,
         shuffle=None if training else False,
+        items=how.items,
+        complete=how.complete,
         pin_memory=ranks.device.type == "cuda",
     )
 
 
-def open_split(config: Config, features: Layout, split: str) -> Dataset:
+def labels(config: Config) -> tuple[schema.Task, ...]:
+    """What rows have to say; those of a retriever say nothing but that they are there."""
+    return config.tasks if config.retrieval is None else ()
+
+
+def reading_of(config: Config, features: Layout, items: Items | None, split: str) -> Reading:
+    """How a split is read; a ranker takes it as it is."""
+    if config.retrieval is None or items is None:
+        return Reading(features, (), lambda batch: batch)
+    return reading(config.retrieval, items, features, split)
+
+
+def open_split(config: Config, how: Reading, split: str) -> Dataset:
     """The files of a split, checked against what the config reads of them."""
-    wanted = data.uses(config.data, features, config.tasks)
-    dataset = data.open_dataset(getattr(config.data, split), wanted, config.data.retries)
+    uses = (*data.uses(config.data, how.present, labels(config)), *(use.use() for use in how.items))
+    dataset = data.open_dataset(getattr(config.data, split), uses, config.data.retries)
     if split == "train" and dataset.rows < config.data.batch_size:
         raise UserError(
             f"data.batch_size = {config.data.batch_size}, but data.train has {dataset.rows} rows in all; make it smaller"
@@ -234,8 +325,14 @@ def validate(config: Config) -> str:
     features = layout(config.features, config.tables)
     splits = [split for split in ("train", "valid", "test") if getattr(config.data, split)]
     rows: dict[str, int] = {}
-    checks = [lambda: make_task(config, torch.device("cpu"))]
-    checks += [lambda split=split: rows.update({split: open_split(config, features, split).rows}) for split in splits]
+    items: list[Items | None] = [None]
+
+    def open_rows(split: str) -> None:
+        if config.retrieval is None or items[0] is not None:  # what a log says of items nothing can be found without them
+            rows[split] = open_split(config, reading_of(config, features, items[0], split), split).rows
+
+    checks = [lambda: make_task(config, torch.device("cpu")), lambda: items.insert(0, open_items_of(config))]
+    checks += [lambda split=split: open_rows(split) for split in splits]
     for attempt in checks:
         try:
             attempt()

@@ -11,7 +11,7 @@ from torch import Tensor
 from distrec.metrics.ranking import RankingMetrics
 from distrec.metrics.suspicions import suspicions
 
-HIGHER_IS_BETTER = {"auc", "gauc"}
+HIGHER_IS_BETTER = {"auc", "gauc", "recall", "ndcg", "hit_rate", "mrr", "coverage"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def evaluate(
     """Exhaust `outputs` (see `RankingTask.forward`) into `metrics`. Every rank must call it."""
     metrics.reset()
     for output in outputs:
-        metrics.update(output["logits"], output["labels"], output["weights"], output.get("groups"))
+        metrics.count(output)
     numbers = metrics.compute(ranks)
     numbers = {"loss": _objective(metrics, numbers)} | numbers
     evidence = metrics.evidence(ranks)
@@ -48,7 +48,7 @@ def better(value: float, best: float | None, name: str) -> bool:
         return False
     if best is None or best != best:
         return True
-    metric = name.rsplit("/", 1)[-1]
+    metric = name.rsplit("/", 1)[-1].partition("@")[0]
     if metric == "calibration":
         return abs(value - 1) < abs(best - 1)
     return value > best if metric in HIGHER_IS_BETTER else value < best

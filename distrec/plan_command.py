@@ -11,7 +11,8 @@ from typing import Literal
 
 from distrec import plan_screen
 from distrec.config.load import load
-from distrec.config.schema import SIZE, Config
+from distrec.config.schema import Config
+from distrec.config.words import SIZE
 from distrec.embeddings.cluster import Bandwidths
 from distrec.embeddings.plan import DoesNotFit, parse_bytes
 from distrec.errors import UserError

@@ -18,9 +18,8 @@ from distrec.embeddings import plan as plans
 from distrec.embeddings import plan_file, shard
 from distrec.embeddings.cluster import Bandwidths, Cluster, share_out
 from distrec.embeddings.estimate import Bytes, Estimate, Milliseconds, estimate, imbalance
-from distrec.engine import dense_footprint, make_task, plan_for, refuse_on, sharders_for
+from distrec.engine import AnyTask, dense_footprint, make_task, plan_for, refuse_on, sharders_for, step_rows
 from distrec.footprint import Footprint
-from distrec.task import RankingTask
 
 if TYPE_CHECKING:
     from torchrec.distributed.types import ShardingPlan
@@ -94,7 +93,7 @@ def beside_tables(config: Config) -> Footprint:
     return dense_footprint(*_task(config, torch.device("cpu")), config)
 
 
-def _task(config: Config, device: torch.device) -> tuple[RankingTask, Layout]:
+def _task(config: Config, device: torch.device) -> tuple[AnyTask, Layout]:
     with device:  # on meta, the dense part costs neither memory nor time
         return make_task(config, device)
 
@@ -140,9 +139,9 @@ def _cluster(config: Config, machines: Machines, dense: int) -> Cluster:
     )
 
 
-def _estimate(task: RankingTask, plan: ShardingPlan, config: Config, features: Layout, cluster: Cluster) -> Estimate:
+def _estimate(task: AnyTask, plan: ShardingPlan, config: Config, features: Layout, cluster: Cluster) -> Estimate:
     using, pooling = sharders_for(config, cluster.device), plans.pooling_factors(features)
-    return estimate(task, plan, config.tables, cluster, config.data.batch_size, pooling, using)
+    return estimate(task, plan, config.tables, cluster, step_rows(config), pooling, using)
 
 
 def summary(planned: Planned) -> dict[str, Any]:

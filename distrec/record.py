@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,10 @@ from distrec.batch import Batch
 from distrec.engine import Engine
 from distrec.evaluate import Evaluation
 from distrec.log import Progress, logger
-from distrec.metrics.ranking import RankingMetrics
 from distrec.metrics.suspicions import idle_features
 from distrec.metrics.throughput import Throughput
 from distrec.metrics.usage import TableUse
-from distrec.metrics.writer import NullWriter, Writer
+from distrec.metrics.writer import ChartKind, NullWriter, Writer
 from distrec.task import Outputs
 
 USE_EVERY = 10  # steps between samples of which rows are used
@@ -73,7 +72,7 @@ class Record:
         self.writer: NullWriter = NullWriter()
         self.quality: dict[str, float] = {}  # the newest metrics of evaluations, by tag
         self._engine, self._folder = engine, folder
-        self._metrics = RankingMetrics(engine.config.tasks, engine.config.data.group is not None, engine.ranks.device)
+        self._metrics = engine.training_metrics()
         self._use = self._no_use()
         self._loss = torch.zeros(2, dtype=torch.float64, device=engine.ranks.device)  # sum of losses, steps
         self._latest: dict[str, float] = {}
@@ -83,7 +82,8 @@ class Record:
         if not self._engine.ranks.first:
             return
         config = self._engine.config
-        self.writer = Writer(self._folder, start or None, [task.kind for task in config.tasks])
+        kinds: Sequence[ChartKind] = ["retrieval"] if config.retrieval is not None else [task.kind for task in config.tasks]
+        self.writer = Writer(self._folder, start or None, kinds)
         self.writer.text("config", f"```json\n{config.model_dump_json(indent=2)}\n```")
         self.writer.text("plan", self._engine.plan_markdown())
 
@@ -97,7 +97,7 @@ class Record:
     def count(self, outputs: Outputs, skipped: bool) -> None:
         """Take in the step that has just ended."""
         if not skipped:
-            self._metrics.update(outputs["logits"], outputs["labels"], outputs["weights"], outputs.get("groups"))
+            self._metrics.count(outputs)
             self._loss += torch.stack([outputs["loss"].double(), torch.ones_like(self._loss[0])])
         self.throughput.step(len(outputs["weights"]) * self._engine.ranks.world)
         self.progress.step(self._engine.optimizers.steps, self._latest)

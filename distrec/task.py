@@ -41,9 +41,7 @@ class RankingHead(nn.Module):
     def __init__(self, model: nn.Module, layout: Layout, tasks: Sequence[Task], autocast: torch.dtype | None = None):
         super().__init__()
         self.model = model
-        self._bags = [f.name for f in layout.bags]
-        self._histories = [f.name for f in layout.sequences if f.pooling is None]
-        self._pooled_late = {f.name: f.pooling for f in layout.sequences if f.pooling is not None}
+        self._inputs = Inputs(layout)
         self._kinds = [task.kind for task in tasks]
         self._task_weights = [task.weight for task in tasks]
         self._autocast = autocast
@@ -73,7 +71,17 @@ class RankingHead(nn.Module):
         }
         return loss, outputs if groups is None else outputs | {"groups": groups}
 
-    def _inputs(self, dense: Tensor, pooled: KeyedTensor | None, sequences: Mapping[str, JaggedTensor] | None) -> Embedded:
+
+class Inputs:
+    """Gives looked-up rows the names by which models know them."""
+
+    def __init__(self, layout: Layout):
+        self._bags = [f.name for f in layout.bags]
+        self._histories = [f.name for f in layout.sequences if f.pooling is None]
+        self._pooled_late = {f.name: f.pooling for f in layout.sequences if f.pooling is not None}
+
+    def __call__(self, dense: Tensor, pooled: KeyedTensor | None, sequences: Mapping[str, JaggedTensor] | None) -> Embedded:
+        """A batch of a model."""
         by_name: dict[str, Tensor] = {}
         if pooled is not None:
             found = pooled.to_dict()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
 from distrec import run_folder
 from distrec.batch import Batch, Position
-from distrec.checkpoint import Checkpoints, Manifest, differences
-from distrec.config.check import METRICS
+from distrec.checkpoint import Checkpoints, Manifest
+from distrec.config.check import monitored_metric
 from distrec.config.load import structure
 from distrec.config.schema import Config
 from distrec.data import Reader
@@ -27,11 +27,13 @@ from distrec.engine import Engine, open_reader
 from distrec.errors import UserError
 from distrec.evaluate import Evaluation, better
 from distrec.log import Progress, logger
+from distrec.pipeline import make_pipeline, outputs
 from distrec.record import Clock, Record, Report
 from distrec.running_statistics import RunningStatistics
 from distrec.signals import StopRequest
 from distrec.task import Outputs
 from distrec.tracing import trace_of
+from distrec.trained import require_same_model
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Trainer:
         self.pipeline = make_pipeline(engine, self._forward)
         self.stop, self.stopping = StopRequest(), False
         self.trace = trace_of(self.config.train.profile, folder, self.ranks.rank)
-        self._statistics = RunningStatistics(engine.model.module.head, self.ranks.device)  # type: ignore[arg-type]
+        self._statistics = RunningStatistics(engine.model.module.head.model, self.ranks.device)  # type: ignore[arg-type]
         self._saved = 0  # step of the newest checkpoint; nothing is worth one before the first step
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -170,9 +172,8 @@ class Trainer:
 
     def _steps_to_next_event(self, total: int) -> int:
         done = self.optimizers.steps
-        to_multiple = [
-            every - done % every for every in (self.config.evaluate.every_steps, self.config.checkpoint.every_steps) if every
-        ]
+        every_so_many = self.config.evaluate.every_steps, self.config.checkpoint.every_steps, self.engine.search_steps
+        to_multiple = [every - done % every for every in every_so_many if every]
         return min([total - done, self.readers["train"].steps_left(self.position), *to_multiple])
 
     def _event(self, total: int) -> bool:
@@ -185,8 +186,16 @@ class Trainer:
             self.save()
         if evaluate_now and self.memory.evaluated != self.optimizers.steps:
             self._judge(self.evaluate("valid", self.optimizers.steps))
+        done, every = self.optimizers.steps, self.engine.search_steps
+        if every and done and done % every == 0:
+            self._search_negatives()
         patience = self.config.evaluate.patience
         return patience is not None and self.memory.without_better >= patience
+
+    def _search_negatives(self) -> None:
+        """After the checkpoint, for a run that is resumed from it begins with this."""
+        with self.record.phase("search", "searching for hard negatives"):
+            self.engine.search_negatives(partial(outputs, self.pipeline, self.engine))
 
     def _due(self, every: int | None, total: int) -> bool:
         """Every so many steps, or at the end of each epoch; and at the end."""
@@ -198,15 +207,13 @@ class Trainer:
         """Metrics over all rows of a split, written and logged under its name and the step."""
         self.engine.averaging.now(self.optimizers.steps)
         with self.record.phase("evaluate", f"evaluating on data.{split}"):
-            result = self.engine.evaluate(outputs(self.pipeline, self.engine, self.readers[split]))
+            result = self.engine.evaluate(self.readers[split], partial(outputs, self.pipeline, self.engine))
         self.record.tell_evaluation(split, step, result)
         return result
 
     def _judge(self, result: Evaluation) -> None:
         """Compare with the best evaluation so far."""
-        first, step, memory = self.config.tasks[0], self.optimizers.steps, self.memory
-        prefix = f"{first.name}/" if len(self.config.tasks) > 1 else ""
-        name = prefix + (self.config.evaluate.monitor or METRICS[first.kind][0])
+        step, memory, name = self.optimizers.steps, self.memory, monitored_metric(self.config)
         memory.evaluated, memory.metrics = step, dict(self.record.quality)
         memory.without_better += 1
         if better(result.metrics[name], memory.best, name):
@@ -308,73 +315,3 @@ class Trainer:
             + '. Look for extreme values in the data (transform = "log1p"), lower the learning rates, '
             'or leave such batches out (train.non_finite = "skip")'
         )
-
-
-def require_same_model(manifest: Manifest, config: Config, folder: Path) -> None:
-    """Every rank must call it.
-
-    Raises:
-        UserError: a checkpoint's tensors are of other tables, features, tasks or optimizers than the config's.
-    """
-    if differing := differences(manifest.model, structure(config)):
-        named = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-        refuse(
-            f"the checkpoint of step {manifest.step} in {folder} was trained with another config; what differs: {named}. "
-            "Set that back, or set another `folder`"
-        )
-
-
-def score(config: Config, ranks: Ranks, folder: Path, split: str, step: int | None) -> tuple[int, Evaluation]:
-    """Metrics of a run's checkpoint over a split; and which checkpoint: the one asked for, else the best, else the newest.
-
-    Raises:
-        UserError: the config names no such rows, there is no such checkpoint, or it is of another model.
-    """
-    if not getattr(config.data, split):
-        raise UserError(
-            f"the run in {folder} has no data.{split}; "
-            f"name the rows: distrec evaluate {folder} data.{split}=PATH --split {split}"
-        )
-    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint.keep, ranks)
-    if step is not None and step not in (steps := from_first(checkpoints.steps)):
-        refuse(f"{folder} has no checkpoint of step {step}; it has: {', '.join(map(str, steps)) or 'none'}")
-    wanted = step if step is not None else checkpoints.best()
-    manifest = checkpoints.newest() if wanted is None else checkpoints.read_manifest(wanted)
-    if manifest is None:
-        refuse(f"{folder} has no checkpoint yet")
-    require_same_model(manifest, config, folder)
-    engine = Engine.build(config, ranks)
-    engine.load(checkpoints, manifest.step)
-    return manifest.step, engine.evaluate(outputs(make_pipeline(engine), engine, open_reader(engine, split)))
-
-
-def make_pipeline(engine: Engine, forward: Callable[[Batch], tuple[Tensor, Outputs]] | None = None) -> TrainPipelineSparseDist:
-    """The pipeline that `train.pipeline` names.
-
-    Args:
-        engine: its model and optimizers are driven.
-        forward: what to call instead of the model.
-    """
-    options: Any = {"device": engine.ranks.device, "execute_all_batches": True, "custom_model_fwd": forward}
-    optimizers: Any = engine.optimizers  # what the pipeline needs of an optimizer: zero_grad and step
-    if engine.config.train.pipeline == "prefetch_sparse_dist":
-        return PrefetchTrainPipelineSparseDist(engine.model, optimizers, **options)
-    # Copies of the tables are averaged by `Engine.averaging`, which counts steps of the run and not of the process.
-    return TrainPipelineSparseDist(engine.model, optimizers, **options, dmp_collection_sync_interval_batches=None)
-
-
-def outputs(pipeline: TrainPipelineSparseDist, engine: Engine, reader: Reader) -> Iterator[Outputs]:
-    """What the model says of a reader's rows, without training on them.
-
-    Raises:
-        UserError: on every rank, what a reader finds on any of them.
-    """
-    engine.model.eval()
-    with closing(reader.batches(epochs=1)) as batches:
-        draw = Draw(batches, reader.steps_per_epoch)
-        draw.begin()
-        for _ in range(reader.steps_per_epoch):
-            with torch.no_grad():
-                result = pipeline.progress(draw)
-            draw.check()
-            yield result

@@ -19,6 +19,7 @@ BOUNDS = {
     "exclusiveMinimum": lambda value, bound: value > bound,
     "minimum": lambda value, bound: value >= bound,
     "exclusiveMaximum": lambda value, bound: value < bound,
+    "maximum": lambda value, bound: value <= bound,
 }
 ANNOTATIONS = {"description", "default", "title", "$schema", "$defs", "then"}
 

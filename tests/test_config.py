@@ -18,7 +18,7 @@ from toml_text import to_toml
 
 from distrec.config.check import check
 from distrec.config.load import dump, load, nearest, parse, structure, validate
-from distrec.config.schema import Section
+from distrec.config.words import Section
 from distrec.errors import UserError
 
 

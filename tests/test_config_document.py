@@ -15,10 +15,10 @@ from json_schema_rules import breaches
 from distrec.config.document import json_schema, markdown
 from distrec.config.load import parse, validate
 from distrec.errors import UserError
-from distrec.models import MODELS
+from distrec.models import MODELS, RETRIEVERS
 
 ROOT = Path(__file__).parents[1]
-PARAMS = {name: model.Params for name, model in MODELS.items()}
+PARAMS = {name: model.Params for name, model in (MODELS | RETRIEVERS).items()}
 SCHEMA = json_schema(PARAMS)
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 DIN = tomllib.loads((ROOT / "configs/din_synthetic.toml").read_text())

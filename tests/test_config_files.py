@@ -17,6 +17,8 @@ from distrec.config.check import find_faults
 from distrec.config.load import load
 from distrec.prepare.criteo import criteo
 from distrec.prepare.movielens import movielens
+from distrec.prepare.retrieval.gowalla import gowalla
+from distrec.prepare.retrieval.movielens_retrieval import movielens_retrieval
 from distrec.prepare.synthetic import synthetic
 from distrec.trainer import build
 
@@ -33,6 +35,24 @@ def given(name: str) -> Path:
 def prepare_movielens(out: Path, which: str, **options: Any) -> None:
     """The dataset, with few rows to evaluate on."""
     movielens(which, out, source=given(f"{which.replace('movielens', 'ml')}.zip"), **options)
+    with_few_to_evaluate_on(out)
+
+
+def prepare_retrieval(out: Path, which: str) -> None:
+    """The dataset of a retriever, likewise."""
+    if which == "gowalla":
+        gowalla(out, source=given("gowalla.zip"))
+    else:
+        movielens_retrieval(which, out, source=given(f"{which.replace('movielens', 'ml')}.zip"))
+    with_few_to_evaluate_on(out)
+
+
+def prepare_movielens_1m(out: Path) -> None:
+    prepare_movielens(out, "movielens-1m")
+    prepare_retrieval(out, "movielens-1m")
+
+
+def with_few_to_evaluate_on(out: Path) -> None:
     for split in ("valid", "test"):
         for path in out.glob(f"*/{split}/*.parquet"):
             pq.write_table(pq.read_table(path).slice(0, 2000), path)
@@ -44,7 +64,8 @@ def prepare_criteo(out: Path) -> None:
 
 PREPARE: dict[str, Callable[[Path], object]] = {  # folder under data/ -> how to fill it
     "synthetic": lambda out: synthetic(out, rows=3000, valid_rows=1000),
-    "ml-1m": lambda out: prepare_movielens(out, "movielens-1m"),
+    "gowalla": lambda out: prepare_retrieval(out, "gowalla"),
+    "ml-1m": prepare_movielens_1m,
     "ml-100k": lambda out: prepare_movielens(out, "movielens-100k", task="rating", split="random"),
     "criteo-tb": prepare_criteo,
     "criteo-kaggle": lambda out: criteo([given("criteo-kaggle-10k.tsv.gz")], out),
@@ -72,8 +93,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def test_there_are_configs() -> None:
-    assert {"dlrm", "deepfm", "din"} <= {path.stem.split("_")[0] for path in CONFIGS}
-    assert len(CONFIGS) >= 9
+    assert {"dlrm", "deepfm", "din", "mf", "two", "dssm", "youtube", "simplex"} <= {path.stem.split("_")[0] for path in CONFIGS}
+    assert len(CONFIGS) >= 18
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -94,5 +115,6 @@ def test_it_trains_and_evaluates(
     config = load(path, [*few, "train.log_every=1", f"folder={tmp_path / 'run'}"])
     report = build(config, ranks, None).run()
     assert report.steps == 1
-    assert {f"{split}/loss" for split in ("valid", "test") if getattr(config.data, split)} <= report.metrics.keys()
+    measured = "loss" if config.retrieval is None else "ndcg@20"
+    assert {f"{split}/{measured}" for split in ("valid", "test") if getattr(config.data, split)} <= report.metrics.keys()
     assert all(math.isfinite(value) for tag, value in report.metrics.items() if not tag.endswith("gauc"))

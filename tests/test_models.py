@@ -279,7 +279,7 @@ def test_din_refuses_histories_of_unequal_lengths(lengths):
 
 OUTSIDE = """
 from torch import nn
-from distrec.config.schema import Section
+from distrec.config.words import Section
 
 class Bias(nn.Module):
     class Params(Section):

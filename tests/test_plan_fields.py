@@ -22,8 +22,8 @@ from distrec.embeddings.plan import DoesNotFit
 from distrec.embeddings.sharders import sharders
 from distrec.engine import Engine
 from distrec.errors import UserError
+from distrec.pipeline import make_pipeline
 from distrec.planning import Machines, Planned
-from distrec.trainer import make_pipeline
 from distrec.ways_out import find_ways_out
 
 GB = 2**30

@@ -11,7 +11,8 @@ from torch import nn
 
 from distrec.config.layout import layout
 from distrec.config.load import parse
-from distrec.config.schema import Config, DenseOptimizer, Features, Section, Table
+from distrec.config.schema import Config, DenseOptimizer, Features, Table
+from distrec.config.words import Section
 from distrec.embeddings.cluster import Bandwidths, Cluster
 from distrec.embeddings.estimate import imbalance
 from distrec.embeddings.plan import DoesNotFit, rank_ranges

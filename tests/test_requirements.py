@@ -65,6 +65,7 @@ def test_direct_requirements_are_the_versions_of_the_closures() -> None:
     extras = PROJECT["optional-dependencies"]
     for requirements, closure in (
         (PROJECT["dependencies"], cpu),
+        (extras["export"], cpu),
         (extras["cuda"], cuda),
         (extras["s3"], s3),
         (extras["dev"], dev),
@@ -115,7 +116,8 @@ def test_everything_that_is_imported_is_pinned() -> None:
 
 def test_the_code_imports_nothing_that_only_another_package_requires() -> None:
     provided = packages_distributions()
-    direct = {split(r)[0] for r in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cuda"]]}
+    extras = PROJECT["optional-dependencies"]
+    direct = {split(r)[0] for r in [*PROJECT["dependencies"], *extras["cuda"], *extras["export"]]}
     for module in third_party("distrec") | third_party("launch"):
         owners = {FBGEMM.get(canonical(owner), canonical(owner)) for owner in provided.get(module, [])}
         assert owners & direct, f"{module} is imported; name {owners} in pyproject.toml"

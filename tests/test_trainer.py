@@ -20,7 +20,8 @@ from distrec import dist
 from distrec.evaluate import Evaluation, better
 from distrec.metrics.usage import TableUse
 from distrec.run_folder import saved_config
-from distrec.trainer import Trainer, score
+from distrec.trained import score
+from distrec.trainer import Trainer
 
 EPOCH = math.ceil(ROWS / 64)
 
@@ -59,7 +60,7 @@ def judged(trainer: Trainer, *values: float) -> Trainer:
     """The trainer, with evaluations that find these values of AUC, one after the other."""
     found = iter(values)
 
-    def evaluate(outputs: Any) -> Evaluation:
+    def evaluate(reader: Any, run: Any) -> Evaluation:
         return Evaluation({"auc": next(found)}, 1, [])
 
     trainer.engine.evaluate = evaluate  # type: ignore[method-assign]

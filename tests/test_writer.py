@@ -100,13 +100,14 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path):
         ("AUC and GAUC", ["train/auc", "valid/auc", "valid/click/gauc"], ["test/auc", "valid/auc_rows"]),
         ("normalized entropy", ["valid/ne", "valid/click/ne"], ["valid/none", "valid/phone"]),
         ("RMSE", ["valid/rmse", "valid/rating/rmse"], ["valid/mse"]),
+        ("NDCG", ["valid/ndcg@10", "valid/ndcg@20"], ["valid/ndcg", "valid/sampled_99/ndcg@10", "test/ndcg@10"]),
         ("samples a second", ["perf/samples_per_s"], ["perf/step_s"]),
         ("share of time waiting for data", ["perf/data_wait"], ["perf/step_s"]),
         ("GiB", ["system/rss_gib", "system/gpu_peak_gib"], ["perf/step_s"]),
     ],
 )
 def test_the_layout_draws_the_tags_that_runs_write(tmp_path, chart, tags, others):
-    with Writer(tmp_path, kinds=("binary", "regression")):
+    with Writer(tmp_path, kinds=("binary", "regression", "retrieval")):
         pass
     patterns = [re.compile(pattern) for pattern in layout(tmp_path)[chart]]
     assert all(any(p.match(tag) for p in patterns) for tag in tags)
@@ -117,7 +118,7 @@ def test_the_layout_has_no_empty_charts_of_other_kinds(tmp_path):
     with Writer(tmp_path / "binary"), Writer(tmp_path / "regression", kinds=("regression",)):
         pass
     assert "RMSE" not in layout(tmp_path / "binary")
-    assert "AUC and GAUC" not in layout(tmp_path / "regression")
+    assert not {"AUC and GAUC", "NDCG"} & layout(tmp_path / "regression").keys()
     assert "RMSE" in layout(tmp_path / "regression")
 
 

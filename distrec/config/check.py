@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from distrec.config.check_retrieval import monitored, retrieval_faults
 from distrec.config.load import nearest
 from distrec.config.schema import Config, IdFeature
 from distrec.errors import UserError
@@ -23,8 +24,12 @@ def find_faults(config: Config) -> Iterator[str]:
     yield from _missing_tables(config)
     yield from _unused_tables(config)
     yield from _huge_tables(config)
-    yield from _label_leaks(config)
-    yield from _metric_faults(config)
+    if config.retrieval is None:
+        yield from _label_leaks(config)
+        yield from _metric_faults(config)
+    else:
+        yield from retrieval_faults(config, config.retrieval)
+    yield from _evaluation_faults(config)
     yield from _device_faults(config)
     yield from _pipeline_faults(config)
     yield from _replica_faults(config)
@@ -81,6 +86,9 @@ def _metric_faults(config: Config) -> Iterator[str]:
     if monitor is not None and monitor not in known:
         hint = "; data.group names no column" if monitor == "gauc" and not config.data.group else nearest(monitor, known)
         yield f"evaluate.monitor = {monitor!r} is no metric of task {first.name!r}{hint}"
+
+
+def _evaluation_faults(config: Config) -> Iterator[str]:
     if (config.evaluate.every_steps or config.evaluate.patience) and not config.data.valid:
         yield "evaluate needs rows to evaluate on; name them in data.valid"
 
@@ -122,6 +130,15 @@ def _replica_faults(config: Config) -> Iterator[str]:
             yield f"table {name!r} has a cache, which embedding.replicas does not average; remove one of them"
         if (table.optimizer or config.optimizer.sparse).name == "adam":
             yield f"table {name!r} is trained by adam, whose state embedding.replicas does not average; use adagrad, say"
+
+
+def monitored_metric(config: Config) -> str:
+    """The metric that picks the best checkpoint."""
+    if config.retrieval is not None:
+        return config.evaluate.monitor or monitored(config.retrieval)
+    first = config.tasks[0]
+    prefix = f"{first.name}/" if len(config.tasks) > 1 else ""
+    return prefix + (config.evaluate.monitor or METRICS[first.kind][0])
 
 
 MAX_ROWS = 1 << 40  # of a table, as far as distrec.data.hashing spreads ids over it

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from distrec.config.schema import Config, Section
+from distrec.config.schema import Config
+from distrec.config.words import Section
 
 Node = Mapping[str, Any]  # a JSON Schema object
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -90,6 +91,8 @@ def _held(node: Node) -> tuple[str, str] | None:
         return _name(node), "[{}]"
     if "patternProperties" in node:
         return _name(next(iter(node["patternProperties"].values()))), "[{}.NAME]"
+    if found := next((choice for choice in node.get("anyOf", ()) if "$ref" in choice), None):
+        return _name(found), "[{}]"
     items = node.get("items", {})
     found = next((choice for choice in (items, *items.get("anyOf", ())) if "$ref" in choice), None)
     return (_name(found), "[[{}]]") if found else None

@@ -7,7 +7,7 @@ uses, or whose features pool differently, goes to the second, and its pooled fea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +47,19 @@ class Layout:
     def sequence_dims(self) -> dict[str, int]:
         """Embedding dimension of each sequence feature."""
         return {f.name: f.dim for f in self.sequences if f.pooling is None}
+
+    def only(self, names: Collection[str]) -> Layout:
+        """The same without other features."""
+        return Layout(
+            tuple(f for f in self.dense if f.name in names),
+            tuple(f for f in self.bags if f.name in names),
+            tuple(f for f in self.sequences if f.name in names),
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all features."""
+        return tuple(f.name for f in (*self.dense, *self.bags, *self.sequences))
 
 
 def layout(features: Features, tables: Mapping[str, Table]) -> Layout:

@@ -11,7 +11,9 @@ from typing import Any, get_origin
 
 from pydantic import ValidationError
 
-from distrec.config.schema import Config, Section
+from distrec.config.retrieval import Retrieval
+from distrec.config.schema import Config
+from distrec.config.words import Section
 from distrec.errors import UserError
 
 
@@ -64,7 +66,16 @@ def structure(config: Config) -> dict[str, Any]:
         }
         for name, table in config.tables.items()
     }
+    if config.retrieval is not None:
+        parts["retrieval"] = _retrieval_structure(config.retrieval)
     return parts | {"tables": tables, "optimizer": {"dense": config.optimizer.dense.name}}
+
+
+def _retrieval_structure(retrieval: Retrieval) -> dict[str, Any]:
+    """Which features are the item's, what scores mean, the buckets of the frequency estimate, the table of hard negatives."""
+    parts = retrieval.model_dump(mode="json", include={"item_features", "loss", "log_q", "log_q_buckets"})
+    hard = retrieval.negatives.distribution == "hard"
+    return parts | ({"pool": retrieval.negatives.pool} if hard else {})
 
 
 def _read(path: Path) -> dict[str, Any]:

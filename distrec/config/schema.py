@@ -6,39 +6,24 @@ validators; rules that join sections live in `distrec.config.check`.
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-
-
-def _alone(value: Any) -> Any:
-    """A text is a list of one."""
-    return (value,) if isinstance(value, str) else value
-
-
-Paths = Annotated[tuple[str, ...], BeforeValidator(_alone, json_schema_input_type=str | tuple[str, ...])]
-ShardingType = Literal[
-    "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard"
-]
-ShardingTypes = Annotated[
-    tuple[ShardingType, ...], BeforeValidator(_alone, json_schema_input_type=ShardingType | tuple[ShardingType, ...])
-]
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]B)", re.IGNORECASE)  # "12GB"
-
-
-class Section(BaseModel):
-    """A part of a config: immutable, and strict about its keys. A model's `Params` derive from it too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+from distrec.config.retrieval import Retrieval
+from distrec.config.words import (
+    SIZE,
+    Count,
+    Fraction,
+    Name,
+    NonNegativeFloat,
+    Paths,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    ShardingTypes,
+    Share,
+)
 
 
 class Data(Section):
@@ -312,6 +297,7 @@ class Config(Section):
     tables: dict[Name, Table] = Field(default_factory=dict, description="embedding tables by name")
     features: Features
     tasks: tuple[Task, ...] = Field(default=(Task(),), min_length=1, description="labels to predict, a logit each")
+    retrieval: Retrieval | None = Field(default=None, description="set for a retriever; without it the model is a ranker")
     model: Model
     optimizer: Optimizer = Optimizer()
     train: Train = Train()

@@ -20,6 +20,7 @@ from distrec.config.layout import Layout, Lookup
 from distrec.config.schema import Data, Task
 from distrec.data.encoded import Encoded, KeyedIds
 from distrec.data.ids import Ids, encode_ids
+from distrec.data.items import ItemUse, encode_items
 from distrec.data.numbers import encode_dense, encode_groups, encode_label, encode_weight
 from distrec.data.scratch import Scratch
 from distrec.data.window import Column, Window
@@ -31,8 +32,9 @@ BLOCK = 1 << 14  # rows that are stacked at once, in a core's cache
 class Encoder:
     """Encodes windows for one config, one at a time. `close` ends its threads."""
 
-    def __init__(self, data: Data, layout: Layout, tasks: Sequence[Task], batch_size: int):
+    def __init__(self, data: Data, layout: Layout, tasks: Sequence[Task], batch_size: int, items: Sequence[ItemUse] = ()):
         self._data, self._layout, self._tasks, self._batch_size = data, layout, tasks, batch_size
+        self._items, self._lists = [use for use in items if use.single], [use for use in items if not use.single]
         self._pool = ThreadPoolExecutor(pa.cpu_count(), "distrec-encode")
         passing = threading.local()
         self._scratch: defaultdict[str, Scratch] = defaultdict(lambda: Scratch(passing))
@@ -53,6 +55,8 @@ class Encoder:
         labels = self._each("label", encode_label, [(task.label, task) for task in self._tasks], window)
         weights = self._each("weight", encode_weight, [(data.weight, data.weight)] if data.weight else [], window)
         groups = self._each("group", encode_groups, [(data.group, data.group)] if data.group else [], window)
+        items = self._each("item", encode_items, [(use.column, use) for use in self._items], window)
+        lists = self._each("list", encode_items, [(use.column, use) for use in self._lists], window)
         rows = len(window)
         return Encoded(
             self._batch_size,
@@ -62,6 +66,8 @@ class Encoder:
             groups=self._stack(list(groups), rows, np.int64)[:, 0] if data.group else None,
             sparse=self._join(layout.bags, list(bags), rows),
             sequence=self._join(layout.sequences, list(sequences), rows),
+            items=self._stack([ids.values for ids in items], rows, np.int64)[:, 0] if self._items else None,
+            lists=self._join(self._lists, list(lists), rows),
         )
 
     def padding(self) -> Encoded:
@@ -75,6 +81,8 @@ class Encoder:
             groups=None if self._data.group is None else np.zeros(size, np.int64),
             sparse=self._join(self._layout.bags, [none] * len(self._layout.bags), size),
             sequence=self._join(self._layout.sequences, [none] * len(self._layout.sequences), size),
+            items=np.zeros(size, np.int64) if self._items else None,
+            lists=self._join(self._lists, [none] * len(self._lists), size),
         )
 
     def _each(
@@ -99,7 +107,7 @@ class Encoder:
         _finish(self._pool.map(copy, range(0, rows, BLOCK)))
         return stacked
 
-    def _join(self, features: Sequence[Lookup], ids: Sequence[Ids], rows: int) -> KeyedIds:
+    def _join(self, features: Sequence[Lookup] | Sequence[ItemUse], ids: Sequence[Ids], rows: int) -> KeyedIds:
         size, starts = self._batch_size, np.arange(0, rows, self._batch_size)
         counts = np.zeros((len(starts), len(ids)), np.int64)  # values of each batch and feature
         for index, part in enumerate(ids):

@@ -33,7 +33,7 @@ def uses(data: Data, layout: Layout, tasks: Sequence[Task]) -> tuple[Use, ...]:
     if data.weight is not None:
         found.append(Use(data.weight, "data.weight", is_number, "a numeric type"))
     if data.group is not None:
-        found.append(Use(data.group, "data.group", _is_key, "an integer or string type"))
+        found.append(Use(data.group, "data.group", is_key, "an integer or string type"))
     return tuple(found)
 
 
@@ -62,11 +62,21 @@ def is_list(kind: pa.DataType) -> bool:
     return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
+def is_text_key(kind: pa.DataType) -> bool:
+    """Whether a row of this type is a string, or a list of strings."""
+    return is_string(_elements(kind))
+
+
+def is_integer_key(kind: pa.DataType) -> bool:
+    """Whether a row of this type is an integer, or a list of integers."""
+    return types.is_integer(_elements(kind))
+
+
 def _id_use(feature: Lookup) -> Use:
     if feature.rows > MAX_ROWS:
         raise UserError(f"table {feature.table!r} has {feature.rows} rows; ids address at most {MAX_ROWS}: split the table")
     if feature.ids == "hash":
-        return Use(feature.column, f"feature {feature.name!r}", _is_key_or_list, "integers, strings, or lists of those")
+        return Use(feature.column, f"feature {feature.name!r}", is_key_or_list, "integers, strings, or lists of those")
     needs = 'integers or lists of integers while ids = "index"; use ids = "hash" for strings'
     return Use(feature.column, f"feature {feature.name!r}", _is_index_or_list, needs)
 
@@ -79,12 +89,14 @@ def _elements(kind: pa.DataType) -> pa.DataType:
     return _values(kind.value_type if is_list(kind) else kind)
 
 
-def _is_key(kind: pa.DataType) -> bool:
+def is_key(kind: pa.DataType) -> bool:
+    """Whether a row of this type is an integer or a string."""
     return types.is_integer(_values(kind)) or is_string(_values(kind))
 
 
-def _is_key_or_list(kind: pa.DataType) -> bool:
-    return types.is_null(_elements(kind)) or _is_key(_elements(kind))
+def is_key_or_list(kind: pa.DataType) -> bool:
+    """Whether a row of this type is a key, or a list of keys."""
+    return types.is_null(_elements(kind)) or is_key(_elements(kind))
 
 
 def _is_index_or_list(kind: pa.DataType) -> bool:

@@ -43,6 +43,8 @@ class Encoded:
     groups: np.ndarray | None  # (n,) int64
     sparse: KeyedIds
     sequence: KeyedIds
+    items: np.ndarray | None  # (n,) int64
+    lists: KeyedIds
 
     def __len__(self) -> int:
         return len(self.weights) // self.batch_size
@@ -62,4 +64,6 @@ class Encoded:
             normalizer=torch.tensor(normalizer, dtype=torch.float32),
             groups=None if self.groups is None else torch.from_numpy(self.groups[rows]),
             position=position,
+            items=None if self.items is None else torch.from_numpy(self.items[rows]),
+            lists=self.lists.batch(index, size),
         )

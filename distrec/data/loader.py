@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import accumulate, chain, repeat
+from itertools import chain, repeat
 from time import perf_counter
 
-import numpy as np
 import pyarrow as pa
 
 from distrec.batch import Batch, Position
 from distrec.config.layout import Layout
 from distrec.config.schema import Data, Task
 from distrec.data.collate import Encoder
-from distrec.data.deal import Dealt, Order, Piece, cut, resume
+from distrec.data.deal import Dealt, Order, cut, resume
 from distrec.data.encoded import Encoded
+from distrec.data.items import ItemUse
 from distrec.data.parquet import RECORD_BATCH, Dataset
 from distrec.data.prefetch import Prefetch
 from distrec.data.window import Window
@@ -43,17 +43,22 @@ class Reader:
         seed: int = 0,
         batch_size: int | None = None,
         shuffle: bool | None = None,
+        items: Sequence[ItemUse] = (),
+        complete: Callable[[Batch], Batch] = lambda batch: batch,
         pin_memory: bool = False,
     ):
         """`batch_size` (rows a rank and step) and `shuffle` are those of `data` unless given.
 
-        `pin_memory` copies each batch into page-locked memory, in the background: for training on a GPU.
+        `items` are the columns of a retriever's log that hold items. `complete` is applied to each batch when it is asked
+        for, not ahead of it. `pin_memory` copies each batch into page-locked memory, for training on a GPU; in the
+        background where nothing has to be completed.
         """
         self.dataset, self.data, self.layout, self.tasks = dataset, data, layout, tasks
         self.rank, self.world = rank, world
         self.batch_size = batch_size or data.batch_size
         self.pin_memory = pin_memory
         self.order = Order(seed, data.shuffle if shuffle is None else shuffle, data.shuffle_window)
+        self.items, self.complete = items, complete
         self.wait_s = 0.0  # seconds the consumer has waited for batches
 
     @property
@@ -84,7 +89,7 @@ class Reader:
                 self.wait_s += perf_counter() - began
                 if batch is None:
                     return
-                yield batch
+                yield self.complete(batch)
 
     def _resume(self, start: Position) -> Dealt:
         return resume(self.dataset.row_groups, self.order, start, self.world, self.batch_size)
@@ -97,7 +102,7 @@ class Reader:
 
     def _deal(self, dealt: Dealt) -> Generator[Batch, None, None]:
         real = dealt.real_rows()
-        with closing(Encoder(self.data, self.layout, self.tasks, self.batch_size)) as encoder:
+        with closing(Encoder(self.data, self.layout, self.tasks, self.batch_size, self.items)) as encoder:
             pad = (encoder.padding(), 0)
             with closing(self._encoded(dealt, encoder)) as rows:
                 for step, (encoded, index) in zip(range(dealt.step, dealt.steps), chain(rows, repeat(pad)), strict=False):
@@ -122,7 +127,7 @@ class Reader:
         for index, table in enumerate(regroup(decoded, size), first):
             order = self.order.rows(dealt.epoch, len(dealt.before), self.rank, index, table.num_rows)
             pieces = cut(share, index * size, (index + 1) * size)
-            yield Window(table, order if self.order.shuffle else None, partial(_where, self.dataset, pieces))
+            yield Window(table, order if self.order.shuffle else None, partial(self.dataset.where_in, pieces))
 
 
 def regroup(parts: Iterable[pa.RecordBatch], size: int) -> Generator[pa.Table, None, None]:
@@ -139,9 +144,3 @@ def regroup(parts: Iterable[pa.RecordBatch], size: int) -> Generator[pa.Table, N
                 held, rows = [], 0
     if held:
         yield pa.Table.from_batches(held)
-
-
-def _where(dataset: Dataset, pieces: Sequence[Piece], row: int) -> str:
-    ends = list(accumulate(map(len, pieces)))
-    index = int(np.searchsorted(ends, row, side="right"))
-    return dataset.where(pieces[index], row - (ends[index] - len(pieces[index])))

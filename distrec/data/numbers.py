@@ -41,9 +41,9 @@ def encode_label(column: Column, task: Task) -> np.ndarray:
     return _finite(values, what, column)
 
 
-def encode_weight(column: Column, name: str) -> np.ndarray:
-    """`(n,) float32`. Raises `UserError` for a null, a negative value and one that is not finite."""
-    what, (values, missing) = f"data.weight column {name!r}", _floats(column)
+def encode_weight(column: Column, name: str, key: str = "data.weight") -> np.ndarray:
+    """`(n,) float32`. Raises `UserError`, which names the config's `key`, for a null, a negative or an infinite value."""
+    what, (values, missing) = f"{key} column {name!r}", _floats(column)
     bad = values < 0 if missing is None else missing | (values < 0)
     _refuse(bad, what, f"{column.value(int(np.argmax(bad)))}, but a weight is a number of at least 0", column)
     return _finite(values, what, column)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -78,6 +79,12 @@ class Dataset:
         """The file and the row in the file of row `row` of `piece`, for messages."""
         file = self.files[piece.file]
         return f"{file.path}, row {sum(file.rows[: piece.group]) + int(piece.rows[row])}"
+
+    def where_in(self, pieces: Sequence[Piece], row: int) -> str:
+        """The same of row `row` of several pieces, one after another."""
+        ends = list(accumulate(map(len, pieces)))
+        index = int(np.searchsorted(ends, row, side="right"))
+        return self.where(pieces[index], row - (ends[index] - len(pieces[index])))
 
     def _decode(self, parquet: pq.ParquetFile, piece: Piece, batch: int) -> Iterator[pa.RecordBatch]:
         low = 0

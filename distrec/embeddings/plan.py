@@ -11,7 +11,8 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan
 
 from distrec.config.layout import Layout
-from distrec.config.schema import SIZE, SparseOptimizer, Table
+from distrec.config.schema import SparseOptimizer, Table
+from distrec.config.words import SIZE
 from distrec.embeddings.cluster import Cluster
 from distrec.embeddings.options import planner
 from distrec.embeddings.sharders import BAG_TYPES, SEQUENCE_TYPES, sharders

@@ -20,7 +20,8 @@ from torchrec.distributed.types import (
 )
 
 from distrec.config.load import validate
-from distrec.config.schema import Count, PositiveInt, Section, ShardingType, Share, Table
+from distrec.config.schema import Table
+from distrec.config.words import Count, PositiveInt, Section, ShardingType, Share
 from distrec.embeddings.cluster import Cluster
 from distrec.errors import UserError
 

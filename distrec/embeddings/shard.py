@@ -122,6 +122,12 @@ def local_shards(model: nn.Module) -> dict[str, list[tuple[Tensor, int, int]]]:
     return {table: list(_parts(state[key])) for key, table in table_names(model).items()}
 
 
+def replicated_tables(model: nn.Module) -> set[str]:
+    """Names of the tables that every rank holds whole."""
+    state = model.state_dict()
+    return {table for key, table in table_names(model).items() if not isinstance(state[key], ShardedTensor)}
+
+
 def _parts(weight: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int, int]]:
     if isinstance(weight, DTensor):  # how TorchRec gives the shards of one of several copies
         held: Any = weight.to_local()

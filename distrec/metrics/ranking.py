@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,6 +75,10 @@ class RankingMetrics:
         self._num_rows += len(weights)
         if self._num_rows >= FOLD_ROWS:
             self._fold()
+
+    def count(self, outputs: Mapping[str, Tensor]) -> None:
+        """The same of what a ranker's forward gives (`distrec.task.RankingTask`)."""
+        self.update(outputs["logits"], outputs["labels"], outputs["weights"], outputs.get("groups"))
 
     def compute(self, ranks: dist.ProcessGroup | None = None) -> dict[str, float]:
         """The metrics over the rows of all `ranks`, the same on each, or of this process alone.

@@ -21,6 +21,7 @@ from distrec.errors import UserError
 from distrec.metrics.append import AppendFile
 from distrec.metrics.events import Events
 
+ChartKind = Literal["binary", "regression", "retrieval"]
 JSON_LINES = "metrics.jsonl"
 
 # Charts are regular expressions over tags: `(.*/)?` lets a task's name in.
@@ -34,6 +35,12 @@ QUALITY = {
     "regression": {
         "RMSE": ["Multiline", [r"(train|valid)/(.*/)?rmse$"]],
         "MAE": ["Multiline", [r"(train|valid)/(.*/)?mae$"]],
+    },
+    "retrieval": {
+        "NDCG": ["Multiline", [r"valid/ndcg@.*"]],
+        "recall": ["Multiline", [r"valid/recall@.*"]],
+        "coverage": ["Multiline", [r"valid/coverage@.*"]],
+        "popularity over that of the targets": ["Multiline", [r"valid/popularity@.*"]],
     },
 }
 SPEED = {
@@ -83,11 +90,11 @@ class Writer(NullWriter):
         self,
         folder: str | Path,
         resume_step: int | None = None,
-        kinds: Sequence[Literal["binary", "regression"]] = ("binary",),
+        kinds: Sequence[ChartKind] = ("binary",),
     ):
         """Start a run, or go on after `resume_step`: what the folder holds of later steps is dropped, for they run again.
 
-        `kinds` are those of the tasks; CUSTOM SCALARS gets their charts and no empty ones of others.
+        `kinds` are those of the tasks, or `retrieval`; CUSTOM SCALARS gets their charts and no empty ones of others.
 
         Raises:
             UserError: the folder cannot be written.

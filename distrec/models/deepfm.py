@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from distrec.config.schema import Field, Fraction, PositiveInt, Section
+from distrec.config.words import Field, Fraction, PositiveInt, Section
 from distrec.models.fields import field_dims, field_vectors, shared_dim
 from distrec.models.inputs import Embedded, InputSpec
 from distrec.models.layers import MLP, FactorizationMachine

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distrec.config.load import nearest
-from distrec.config.schema import Field, Fraction, PositiveInt, Section
+from distrec.config.words import Field, Fraction, PositiveInt, Section
 from distrec.errors import UserError
 from distrec.models.fields import field_dims, field_vectors
 from distrec.models.inputs import Embedded, InputSpec

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distrec.config.schema import Field, Fraction, PositiveInt, Section
+from distrec.config.words import Field, Fraction, PositiveInt, Section
 from distrec.errors import UserError
 from distrec.models.fields import field_dims, field_vectors, shared_dim
 from distrec.models.inputs import Embedded, InputSpec

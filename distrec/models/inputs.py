@@ -32,3 +32,11 @@ class InputSpec:
     pooled: dict[str, int]  # feature -> embedding dim
     sequences: dict[str, int]  # feature -> embedding dim
     num_tasks: int = 1
+
+
+@dataclass(frozen=True)
+class RetrieverSpec:
+    """The shapes a retriever is built for: features of the query, features of the item."""
+
+    query: InputSpec
+    item: InputSpec

@@ -46,6 +46,8 @@ def repeat_rows(x: Tensor, offsets: Tensor, positions: int) -> Tensor:
     `positions` is N, read off a shape, so that a GPU need not be asked for it. Read it as `x.shape[0]`: `len` would fix
     it to a constant in an exported graph.
     """
+    if torch.compiler.is_exporting():
+        return F.embedding(_owners(offsets, positions), x)
     rows = torch.arange(x.shape[0], device=x.device)
     return F.embedding(torch.repeat_interleave(rows, offsets.diff(), output_size=positions), x)
 
@@ -77,5 +79,21 @@ def _require_equal_lengths(first: str, a: Jagged, second: str, b: Jagged) -> Non
 
 
 def _reduce(values: Tensor, offsets: Tensor, how: str, initial: float) -> Tensor:
+    if torch.compiler.is_exporting():
+        return _scatter(accumulable(values), offsets, how, initial)
     # `unsafe` skips a check of the offsets that would make the CPU wait for the GPU.
     return torch.segment_reduce(accumulable(values), how, offsets=offsets, axis=0, unsafe=True, initial=initial)
+
+
+def _scatter(values: Tensor, offsets: Tensor, how: str, initial: float) -> Tensor:
+    """The same in operators that ONNX has."""
+    reduced = values.new_full((offsets.shape[0] - 1, values.shape[1]), initial)
+    owners = _owners(offsets, values.shape[0]).unsqueeze(1).expand_as(values)
+    return reduced.scatter_reduce(0, owners, values, {"sum": "sum", "max": "amax"}[how])
+
+
+def _owners(offsets: Tensor, positions: int) -> Tensor:
+    """The row (N,) that each position belongs to: how many rows have ended."""
+    ended = torch.zeros(positions + 1, dtype=torch.int64, device=offsets.device)
+    ends = offsets[1:]
+    return ended.scatter_add(0, ends, torch.ones_like(ends)).cumsum(0)[:positions]

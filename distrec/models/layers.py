@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distrec.models.jagged import accumulable
 
-Activation = Literal["relu", "prelu", "dice", "sigmoid"]
+Activation = Literal["relu", "prelu", "dice", "sigmoid", "tanh"]
 
 
 class Dice(nn.Module):
@@ -135,6 +135,8 @@ def _activation(name: Activation, width: int) -> nn.Module:
             return Dice(width)
         case "sigmoid":
             return nn.Sigmoid()
+        case "tanh":
+            return nn.Tanh()
 
 
 def _cross_kernel(width: int, rank: int | None) -> nn.Module:

@@ -48,8 +48,14 @@ def inspect_files(paths: Sequence[str], label: str | None = None, time: str | No
 def inspect_config(config: Config) -> Inspection:
     """Of the files and features that a config names.
 
-    Raises `UserError` when nothing is found, a file is damaged, or a column is missing or of a type that cannot be read.
+    Raises `UserError` when nothing is found, a file is damaged, a column is missing or of a type that cannot be read, or the
+    config is a retriever's.
     """
+    if config.retrieval is not None:
+        raise UserError(
+            "inspect looks for what gives a label away, and the rows of a retriever have none; distrec check reads its files, "
+            "and for a column as a label: distrec inspect PARQUET --label COLUMN"
+        )
     named: dict[Split, tuple[str, ...]] = {split: getattr(config.data, split) for split in SPLITS}
     retries = config.data.retries
     sources: dict[Split, list[Source]] = {split: find_files(paths, retries) for split, paths in named.items() if paths}

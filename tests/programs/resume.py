@@ -20,7 +20,8 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from distrec import dist, log
 from distrec.config.load import parse
-from distrec.trainer import Trainer, build, outputs
+from distrec.pipeline import outputs
+from distrec.trainer import Trainer, build
 
 
 class Spied:

@@ -1,0 +1,233 @@
+"""A trained model as files that serve: its tables, its dense graph, and a retriever's vectors, each rank its own part."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from distrec.checkpoint import Manifest
+from distrec.config.load import structure
+from distrec.config.schema import Config
+from distrec.dist import Ranks, from_first, together
+from distrec.embeddings import shard
+from distrec.embeddings.quantize import Precision, quantize, restore
+from distrec.embeddings.table_files import own_rows, write_parts
+from distrec.engine import Engine, open_reader
+from distrec.errors import UserError
+from distrec.export_vectors import Run, write_item_queries, write_items, write_page, write_queries
+from distrec.graph import Graph, export_onnx, export_program
+from distrec.models.inputs import InputSpec
+from distrec.recall.vectors import EXPORT
+from distrec.retrieval_task import retriever_spec
+from distrec.seal import MANIFEST, checksum, seal, unseal
+from distrec.trained import restored, scoring
+
+Programs = Literal["onnx", "torch", "none"]
+FOLDER, PAGE = "export", "items"  # of a run: what is exported, and TensorBoard's page of items
+QUANTIZED_ROWS = 2**16  # rows of a table that are rounded at once
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    facts: dict[str, Any]  # the manifest
+
+
+def export(
+    config: Config, ranks: Ranks, run: Path, out: Path | None, step: int | None, precision: Precision, programs: Programs
+) -> Exported:
+    """Write a run's checkpoint as files that serve. Every rank must call it.
+
+    Args:
+        config: of the run.
+        ranks: they share the tables and the catalogue.
+        run: its folder.
+        out: folder to write into; default: `export` in the run's.
+        step: which checkpoint; default: the best, else the newest.
+        precision: of the tables that are written. With less than fp32, the manifest has the metrics of data.valid (else
+            data.test) `before` and `after`.
+        programs: `onnx`: the dense graph by torch.export and as ONNX; `torch`: only the former; `none`: neither.
+
+    Raises:
+        UserError: no such checkpoint, a folder that holds something else, a model that cannot be exported.
+    """
+    target = out or run / FOLDER
+    engine, manifest = restored(config, ranks, run, step)
+    folder = from_first(lambda: _begin(target))
+    facts: dict[str, Any] = {"model": identity(config, manifest), "inputs": inputs_of(engine)}
+    if programs != "none":
+        facts["program"] = from_first(lambda: write_programs(folder, engine, programs))
+    score = scoring(engine)
+    if engine.items is not None:
+        facts |= _write_vectors(folder, run, engine, score)
+    facts["tables"] = _write_tables(folder, engine, precision)
+    if precision != "fp32":
+        facts["rounding"] = measure_rounding(engine, score, precision)
+    files = _checksums(folder, ranks)
+    from_first(lambda: _finish(folder, target, facts, files))
+    return Exported(target, facts)
+
+
+def identity(config: Config, manifest: Manifest) -> dict[str, Any]:
+    """Which weights these are: the run's name, a hash of its config, the step, and a hash of the checkpoint's checksums."""
+    return {
+        "run": config.name,
+        "config": _hash(structure(config)),
+        "step": manifest.step,
+        "checkpoint": _hash({name: list(value) for name, value in manifest.files.items()}),
+    }
+
+
+def inputs_of(engine: Engine) -> dict[str, Any]:
+    """How a server gets from a row to the program's inputs: every feature with its column, its table and its pooling."""
+    layout = engine.layout
+    lookups = [asdict(feature) for feature in (*layout.bags, *layout.sequences)]
+    return {"dense": [feature.model_dump() for feature in layout.dense], "ids": lookups}
+
+
+def write_programs(folder: Path, engine: Engine, programs: Programs) -> dict[str, Any]:
+    """Write the dense graph: a ranker's, or that of a retriever's queries.
+
+    Returns:
+        `name`, `files`, `inputs` in order, and with ONNX the largest `difference` from the model that was seen.
+
+    Raises:
+        UserError: the model cannot be exported, or ONNX says something else than the model.
+    """
+    name, graph = graph_of(engine)
+    files = [f"{name}.pt2"]
+    try:
+        program = export_program(graph, folder / files[0])
+    except Exception as error:  # whatever a model of the user's own makes torch.export raise
+        raise UserError(
+            f"model {engine.config.model.name!r} cannot be traced by torch.export: {error}; try --program none"
+        ) from error
+    facts: dict[str, Any] = {"name": name, "inputs": graph.names}
+    if programs == "onnx":
+        files.append(f"{name}.onnx")
+        facts["difference"] = export_onnx(graph, program, folder / files[1])
+    return facts | {"files": files}
+
+
+def graph_of(engine: Engine) -> tuple[str, Graph]:
+    """The model on the CPU, without its tables; of a retriever the query's side, which is what is asked while serving."""
+    config, layout = engine.config, engine.layout
+    task: Any = engine.model.module
+    model = copy.deepcopy(task.head.model).cpu()
+    if config.retrieval is not None:
+        return "query", Graph(model.model, retriever_spec(layout, config.retrieval.item_features).query, model.model.query)
+    spec = InputSpec(len(layout.dense), layout.pooled_dims, layout.sequence_dims, len(config.tasks))
+    return "ranker", Graph(model, spec, model)
+
+
+def measure_rounding(engine: Engine, score: Run, precision: Precision) -> dict[str, Any]:
+    """What the tables' precision costs: metrics before and after. The engine's tables are rounded from here on."""
+    split = _split(engine.config)
+    if split is None:
+        return {"precision": precision}
+    reader = open_reader(engine, split)
+    before = engine.evaluate(reader, score).metrics
+    round_tables(engine, precision)
+    after = engine.evaluate(open_reader(engine, split), score).metrics
+    return {"precision": precision, "split": split, "before": before, "after": after}
+
+
+@torch.no_grad()
+def round_tables(engine: Engine, precision: Precision) -> None:
+    """Let every table hold what `precision` keeps of it."""
+    for shards in shard.local_shards(engine.model).values():
+        for weights, _, _ in shards:
+            for rows in weights.split(QUANTIZED_ROWS):
+                rows.copy_(restore(quantize(rows, precision)))
+
+
+def _write_vectors(folder: Path, run: Path, engine: Engine, score: Run) -> dict[str, Any]:
+    assert engine.items is not None
+    catalogue, ranks, split = engine.items.catalogue, engine.ranks, _split(engine.config)
+    items = write_items(folder, catalogue, ranks, score)
+    if split is not None:
+        queries = write_queries(folder, open_reader(engine, split), ranks, score, items["dim"])
+    else:
+        queries = together(lambda: write_item_queries(folder, items, ranks))
+    facts = {"metric": "inner_product", "dim": items["dim"], "zero_vectors": sum(part["zero"] for part in _everyone(items))}
+    facts["items"] = _parts(items)
+    facts["queries"] = {**_parts(queries), "split": split}
+    parts = [folder / name for name in facts["items"]["parts"]]
+    from_first(lambda: write_page(run / PAGE, catalogue, parts, items["dim"]))
+    return facts
+
+
+def _write_tables(folder: Path, engine: Engine, precision: Precision) -> dict[str, Any]:
+    whole, ranks = shard.replicated_tables(engine.model), engine.ranks
+    own = {}
+    for name, shards in shard.local_shards(engine.model).items():
+        held = [own_rows(shards[0][0], ranks.rank, ranks.world)] if name in whole else shards
+        own[name] = write_parts(folder, name, ranks.rank, held, precision)
+    everyone = _everyone(own)
+    return {
+        name: {
+            "rows": table.rows,
+            "dim": table.dim,
+            "precision": precision,
+            "parts": [p for part in everyone for p in part[name]],
+        }
+        for name, table in engine.config.tables.items()
+    }
+
+
+def _parts(own: dict[str, Any]) -> dict[str, Any]:
+    everyone = _everyone(own)
+    return {"parts": [part["file"] for part in everyone], "rows": sum(part["rows"] for part in everyone)}
+
+
+def _everyone(own: Any) -> list[Any]:
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
+def _split(config: Config) -> Literal["valid", "test"] | None:
+    return "valid" if config.data.valid else "test" if config.data.test else None
+
+
+def _checksums(folder: Path, ranks: Ranks) -> dict[str, tuple[int, int]]:
+    """Of all files, each read by one rank."""
+    dist.barrier()
+    names = from_first(lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
+    own = together(lambda: {name: checksum(folder / name) for name in names[ranks.rank :: ranks.world]})
+    return {name: value for part in _everyone(own) for name, value in part.items()}
+
+
+def _begin(target: Path) -> Path:
+    """An empty folder beside the target, which takes its name when all is written."""
+    if target.exists() and not (target / MANIFEST).exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} holds something that is no export; name another folder with --out")
+    if (target / MANIFEST).exists():
+        unseal(target, EXPORT, "name another folder with --out")
+    folder = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write the export to {target}: {error.strerror}; name another folder with --out") from None
+    return folder
+
+
+def _finish(folder: Path, target: Path, facts: dict[str, Any], files: dict[str, tuple[int, int]]) -> None:
+    seal(folder, EXPORT, facts, files)
+    shutil.rmtree(target, ignore_errors=True)
+    folder.replace(target)
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

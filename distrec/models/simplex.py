@@ -1,0 +1,105 @@
+"""SimpleX: a user is partly a vector of their own, partly what they have gone for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from distrec.config.words import Field, Fraction, Section
+from distrec.errors import UserError
+from distrec.models.inputs import Embedded, InputSpec, Jagged, RetrieverSpec
+from distrec.models.jagged import repeat_rows, segment_softmax, segment_sum
+from distrec.models.tower import only_vector, pool, unit
+
+
+class SimpleX(nn.Module):
+    """Query: g e_u + (1 - g) V p, with p the pooled history; item: its row of the table; score: their cosine.
+
+    Mao et al., "SimpleX: A Simple and Strong Baseline for Collaborative Filtering", CIKM 2021, section 4.1, equations 2
+    to 6. Its loss is `ccl`, and works with many negatives a row (`retrieval.negatives.sampled`).
+    """
+
+    class Params(Section):
+        """What the paper tunes, and which feature is what."""
+
+        user: str | None = Field(
+            default=None,
+            description="the user's feature, where the history is a sparse one too: a mean is faster in the lookup",
+        )
+        gate: Fraction = Field(default=0.5, description="g: share of the user's own vector")
+        history: Literal["mean", "attention", "user_attention"] = Field(
+            default="mean", description="pooling of the history; attention: by its own vectors, or by the user's"
+        )
+        dropout: Fraction = Field(default=0.0, description="of the query's vector before it is normalized")
+
+    def __init__(self, spec: RetrieverSpec, params: Params) -> None:
+        super().__init__()
+        self.item_field, dim = only_vector(spec.item, "simplex")
+        self.user_field, self.history_field = _two_features(spec.query, params.user, dim)
+        self.pool = _pool(params.history, dim) if self.history_field in spec.query.sequences else None
+        self.map = nn.Linear(dim, dim, bias=False)
+        self.dropout = nn.Dropout(params.dropout)
+        self.gate = params.gate
+
+    def query(self, inputs: Embedded) -> Tensor:
+        """(B, D)."""
+        user = inputs.pooled[self.user_field]
+        if self.pool is None:
+            pooled = inputs.pooled[self.history_field]
+        else:
+            pooled = self.pool(inputs.sequences[self.history_field], user)
+        return unit(self.dropout(self.gate * user + (1 - self.gate) * self.map(pooled)))
+
+    def item(self, inputs: Embedded) -> Tensor:
+        """(M, D)."""
+        return unit(inputs.pooled[self.item_field])
+
+
+class UserAttention(nn.Module):
+    """A weighted mean of a history: a = softmax(e_u^T tanh(W e_k + b)), equation 4."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, dim)
+
+    def forward(self, history: Jagged, user: Tensor) -> Tensor:
+        """(B, D); zeros for an empty history."""
+        users = repeat_rows(user, history.offsets, history.values.shape[0])
+        scores = (self.inner(history.values).tanh() * users).sum(dim=1, keepdim=True)
+        return segment_sum(segment_softmax(scores, history.offsets) * history.values, history.offsets)
+
+
+class _WithoutUser(nn.Module):
+    """A pooling that has no use for the user."""
+
+    def __init__(self, pooling: nn.Module) -> None:
+        super().__init__()
+        self.pooling = pooling
+
+    def forward(self, history: Jagged, user: Tensor) -> Tensor:
+        return self.pooling(history)
+
+
+def _pool(kind: Literal["mean", "attention", "user_attention"], dim: int) -> nn.Module:
+    return UserAttention(dim) if kind == "user_attention" else _WithoutUser(pool(kind, dim))
+
+
+def _two_features(query: InputSpec, user: str | None, dim: int) -> tuple[str, str]:
+    """The names of the user's feature and of the history."""
+    dims = query.pooled | query.sequences
+    if user is None and len(query.pooled) == 1:
+        user = next(iter(query.pooled))
+    if query.num_dense or len(dims) != 2 or user not in query.pooled:
+        found = ", ".join(dims) + (f" and {query.num_dense} numbers" if query.num_dense else "")
+        raise UserError(
+            "model simplex describes the query by a sparse feature, the user, and a history; where that is sparse too, "
+            f"model.params.user says which is which. There are: {found}"
+        )
+    (history,) = dims.keys() - {user}
+    if set(dims.values()) != {dim}:
+        raise UserError(
+            f"model simplex adds up vectors of one dim: {user!r} has {dims[user]}, {history!r} {dims[history]} and the item "
+            f"{dim}; give their tables the same dim"
+        )
+    return user, history

@@ -1,0 +1,137 @@
+"""Queries that are asked by hand: a user of the run's data, or a history without a user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from distrec.batch import Batch
+from distrec.config.retrieval import Retrieval
+from distrec.config.schema import Config
+from distrec.data import open_dataset, uses
+from distrec.data.catalogue import Catalogue
+from distrec.data.columns import Use, is_key
+from distrec.data.single import encode_row, find_row, no_row
+from distrec.engine import Engine, reading_of
+from distrec.errors import UserError
+from distrec.retriever import MASK
+
+SPLITS = ("test", "valid")  # where a user is looked for: the later the split, the more is known of a user
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query, and what it has seen."""
+
+    said: str  # for people
+    batch: Batch
+    seen: np.ndarray  # (N,) rows of the catalogue that are not recommended again
+
+
+def ask_user(engine: Engine, user: str) -> Question:
+    """The query of a user of data.test or data.valid.
+
+    Raises:
+        UserError: the config names no column of users, or none of them has this id.
+    """
+    config, retrieval = engine.config, retrieval_of(engine.config)
+    if retrieval.query_id is None:
+        raise UserError(
+            '--query needs the column that names a query: set retrieval.query_id = "user_id", say; or use --history'
+        )
+    for split in SPLITS:
+        if found := _look_up(engine, retrieval.query_id, user, split):
+            return found
+    named = [f"data.{split}" for split in SPLITS if getattr(config.data, split)]
+    where = " and ".join(named) or "data.test and data.valid, which are empty"
+    raise UserError(
+        f"no query {user!r} in column {retrieval.query_id!r} of {where}; for a user that the model has never seen, "
+        "ask by what is known: --history ITEM,ITEM,…"
+    )
+
+
+def ask_history(engine: Engine, ids: Sequence[str]) -> Question:
+    """A query that is known by these items alone, oldest first, in ids of the catalogue.
+
+    Raises:
+        UserError: no item, one that the catalogue lacks, or a model without a history.
+    """
+    retrieval, catalogue = retrieval_of(engine.config), _catalogue(engine)
+    if not ids:
+        raise UserError("--history is empty: name items of the catalogue, oldest first, or a user with --query")
+    rows = find_items(catalogue, ids)
+    how = reading_of(engine.config, engine.layout, engine.items, "valid")
+    batch = encode_row(
+        no_row(how.present, "the query of --history, of which nothing else is known"), engine.config.data, how.present
+    )
+    shared = {f.table: f.name for f in _lookups(engine) if f.name in retrieval.item_features}
+    histories = {f.name: shared[f.table] for f in how.present.sequences if f.pooling is None and f.table in shared}
+    if not histories:
+        raise UserError("--history needs a model that reads one: a [[features.sequence]] on a table of the item's features")
+    known = catalogue.take(rows).ids
+    given = {name: known[feature].values for name, feature in histories.items()}
+    lengths = {f.name: f.max_length for f in how.present.sequences}
+    newest = {name: values[-(lengths[name] or len(values)) :] for name, values in given.items()}
+    return Question(", ".join(ids), how.complete(replace(batch, sequence=_with_ids(batch.sequence, newest))), rows)
+
+
+def find_items(catalogue: Catalogue, ids: Sequence[str]) -> np.ndarray:
+    """Rows of the catalogue by the ids that it answers with.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    places = {str(value): row for row, value in enumerate(catalogue.own_ids.to_pylist())}
+    if missing := [text for text in ids if text not in places]:
+        raise UserError(f"item {missing[0]!r} is not in the catalogue (retrieval.items)")
+    return np.array([places[text] for text in ids], np.int64)
+
+
+def _look_up(engine: Engine, column: str, user: str, split: str) -> Question | None:
+    config = engine.config
+    paths = getattr(config.data, split)
+    if not paths:
+        return None
+    how = reading_of(config, engine.layout, engine.items, split)
+    wanted = [Use(column, "retrieval.query_id", is_key, "an integer or string type"), *(use.use() for use in how.items)]
+    dataset = open_dataset(paths, [*wanted, *uses(config.data, how.present, ())])
+    row = find_row(dataset, column, user)
+    if row is None:
+        return None
+    batch = how.complete(encode_row(row, config.data, how.present, how.items))
+    lists = {} if batch.lists is None else batch.lists.to_dict()
+    seen = lists[MASK].values().numpy() if MASK in lists else np.zeros(0, np.int64)
+    return Question(f"{user} (data.{split})", batch, seen)
+
+
+def _with_ids(rows: KeyedJaggedTensor | None, ids: dict[str, np.ndarray]) -> KeyedJaggedTensor | None:
+    """One row, whose features in `ids` have these ids and whose others have none."""
+    if rows is None:
+        return None
+    parts = [torch.from_numpy(ids.get(name, np.zeros(0, np.int64))) for name in rows.keys()]  # noqa: SIM118
+    lengths = torch.tensor([len(part) for part in parts], dtype=torch.int32)
+    return KeyedJaggedTensor(keys=rows.keys(), values=torch.cat(parts), lengths=lengths, stride=1)
+
+
+def _lookups(engine: Engine) -> list:
+    return [*engine.layout.bags, *engine.layout.sequences]
+
+
+def _catalogue(engine: Engine) -> Catalogue:
+    assert engine.items is not None, "a retriever has items"
+    return engine.items.catalogue
+
+
+def retrieval_of(config: Config) -> Retrieval:
+    """The section of a retriever.
+
+    Raises:
+        UserError: the run is a ranker.
+    """
+    if config.retrieval is None:
+        raise UserError("this run is a ranker: it has no section [retrieval], and scores pairs instead of finding items")
+    return config.retrieval

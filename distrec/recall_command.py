@@ -1,0 +1,178 @@
+"""What `distrec export`, `index` and `recall` do with their words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distrec import queries as asking
+from distrec import recall_screen
+from distrec.config.schema import Config
+from distrec.dist import Ranks, from_first, refuse, together
+from distrec.engine import Engine, open_reader
+from distrec.errors import UserError
+from distrec.export import FOLDER, identity
+from distrec.log import logger
+from distrec.queries import Question, ask_history, ask_user
+from distrec.recall.auto import Point
+from distrec.recall.index import VectorIndex
+from distrec.recall.make import make_index
+from distrec.recall.report import halves, hold, measure_index
+from distrec.recall.search import recommend
+from distrec.recall.vectors import Export
+from distrec.recall_picture import draw
+from distrec.trained import restored, scoring
+
+INDEX, REPORT = "index", "report"  # folders of a run
+DEPTH = 100  # items at which an index is measured, where the catalogue has so many
+
+
+def build_index(run: Path, factory: str, target: float, k: int | None, source: Path | None, out: Path | None) -> None:
+    """Index a run's export.
+
+    Raises:
+        UserError: there is no export, or the factory string is none or does not fit it.
+    """
+    if not 0 < target <= 1:
+        raise UserError(f"--recall {target}: the share of the exact best items to find, over 0 and up to 1")
+    export = Export.open(source or run / FOLDER)
+    if k is not None and not 0 < k <= export.items.rows:
+        raise UserError(f"-k {k}, and the export has {export.items.rows:,} items: k is from 1 to that")
+    index, _ = make_index(export, factory, target, k or DEPTH, logger.info)
+    folder = out or run / INDEX
+    recall_screen.indexed(str(folder), index.facts, index.save(folder))
+
+
+def recommend_items(
+    config: Config,
+    ranks: Ranks,
+    run: Path,
+    index: Path | None,
+    users: Sequence[str],
+    history: str | None,
+    k: int,
+    as_json: bool,
+) -> None:
+    """Print recommendations for users, or for a history. Every rank must call it.
+
+    Raises:
+        UserError: no such user or item, an index of another model, k larger than the catalogue.
+    """
+    found, engine = open_index(config, ranks, run, index)
+    if k > len(found.ids):
+        refuse(f"-k {k}, and the index has {len(found.ids):,} items: k is from 1 to that")
+    questions = together(lambda: _questions(engine, users, history))
+    for question in questions:
+        vectors = engine.query_vectors(question.batch).cpu().numpy()
+        if ranks.first:
+            scores, rows = recommend(found, vectors, k, (question.seen, _ends(question)))
+            listed = _listed(engine, found, rows[0], scores[0])
+            if as_json:
+                print(json.dumps({"query": question.said, "items": listed}))
+            else:
+                _show(question, listed)
+
+
+def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, out: Path | None, command: str) -> None:
+    """Measure the model by exact search and the index against it, and write `report.md`, `report.json` and `recall.png`.
+
+    Every rank must call it; they share the exact search.
+
+    Raises:
+        UserError: no rows to evaluate on, no index, or one of another model.
+    """
+    retrieval, split = asking.retrieval_of(config), "test" if config.data.test else "valid"
+    if not getattr(config.data, split):
+        refuse(f"the report needs queries with targets: distrec recall {run} --report data.test=PATH")
+    found, engine = open_index(config, ranks, run, index)
+    quality = engine.evaluate(open_reader(engine, split), scoring(engine))
+
+    def write() -> Path:
+        export = Export.open(run / FOLDER)
+        found.require_model(export.model, index or run / INDEX)
+        held = hold(export, halves(export.queries.rows)[1], DEPTH)
+        points = [Point(**point) for point in found.facts["points"]]
+        measured = measure_index(found, export, held, sorted(retrieval.ks), points)
+        shown = {
+            name: value for name, value in found.facts.items() if name not in ("points", "files", "model", "kind", "format")
+        }
+        size = found.facts["files"]["index.faiss"][0]
+        report = {
+            "command": command,
+            "model": found.facts["model"],
+            "split": split,
+            "queries": quality.rows,
+            "mask": retrieval.mask,
+            "ks": sorted(retrieval.ks),
+            "exact": quality.metrics,
+            "index": shown,
+            "index_bytes": size,
+            "measured": measured,
+        }
+        return _write(out or run / REPORT, report)
+
+    folder = from_first(write)
+    if ranks.first:
+        print((folder / "report.md").read_text(encoding="utf-8"))
+        recall_screen.console.print(f"wrote {folder}: report.md, report.json, recall.png", markup=False)
+
+
+def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> tuple[VectorIndex, Engine]:
+    """An index, and the model at the step that it was built from. Every rank must call it.
+
+    Raises:
+        UserError: there is no index, or the run's checkpoint of that step is gone, or is another one.
+    """
+    asking.retrieval_of(config)
+    folder = index or run / INDEX
+    found = together(lambda: VectorIndex.load(folder))
+    engine, manifest = restored(config, ranks, run, found.facts["model"]["step"])
+    together(lambda: found.require_model(identity(config, manifest), folder))
+    return found, engine
+
+
+def _questions(engine: Engine, users: Sequence[str], history: str | None) -> list[Question]:
+    asked = [ask_user(engine, user) for user in users]
+    if history is not None:
+        asked.append(ask_history(engine, [text.strip() for text in history.split(",") if text.strip()]))
+    return asked
+
+
+def _ends(question: Question) -> Any:
+    import numpy as np
+
+    return np.array([0, len(question.seen)])
+
+
+def _listed(engine: Engine, index: VectorIndex, rows: Any, scores: Any) -> list[dict[str, Any]]:
+    assert engine.items is not None
+    catalogue = engine.items.catalogue
+    columns = {"item": index.ids, "title": catalogue.titles, "category": catalogue.categories}
+    known = {name: column for name, column in columns.items() if column is not None}
+    return [
+        {**{name: column[int(row)].as_py() for name, column in known.items()}, "score": round(float(score), 6)}
+        for row, score in zip(rows, scores, strict=True)
+        if row >= 0
+    ]
+
+
+def _show(question: Question, listed: Sequence[dict[str, Any]]) -> None:
+    columns = ["", *(listed[0] if listed else ("item", "score"))]
+    rows = [
+        [str(place), *("" if value is None else str(value) for value in item.values())] for place, item in enumerate(listed, 1)
+    ]
+    hidden = f"; {len(question.seen)} items seen before are left out" if len(question.seen) else ""
+    recall_screen.recommended(f"for {question.said}{hidden}", columns, rows)
+
+
+def _write(folder: Path, report: dict[str, Any]) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (folder / "report.md").write_text(recall_screen.markdown(report), encoding="utf-8")
+        draw(report["measured"], report["index"], folder / "recall.png")
+    except OSError as error:
+        raise UserError(f"the report cannot be written to {folder}: {error.strerror}; name another folder with --out") from None
+    return folder

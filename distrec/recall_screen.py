@@ -1,0 +1,138 @@
+"""What a person sees of exports, indexes, recommendations and reports: tables on screen, and the report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from distrec.screen import console
+
+MIB = 2**20
+
+
+def exported(folder: str, facts: Mapping[str, Any]) -> None:
+    """What `distrec export` wrote, and what fewer bits cost."""
+    model = facts["model"]
+    console.print(f"wrote {folder}: step {model['step']} of {model['run']}", markup=False)
+    for line in _export_lines(facts):
+        console.print(f"  {line}", markup=False)
+    if "before" in facts.get("rounding", {}):
+        _rounding(facts["rounding"])
+
+
+def indexed(folder: str, facts: Mapping[str, Any], size: int) -> None:
+    """What `distrec index` built."""
+    console.print(f"wrote {folder}: {_index_line(facts, size)}", markup=False)
+
+
+def recommended(said: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A query's items."""
+    table = RichTable(title=said, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("", "score") else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as a page."""
+    model, index, measured = report["model"], report["index"], report["measured"]
+    lines = [
+        f"# Retrieval: {model['run']}, step {model['step']}",
+        "",
+        f"Printed by `{report['command']}`. Config {model['config']}, checkpoint {model['checkpoint']}.",
+        "",
+        "## How good the model is",
+        "",
+        f"Every query of data.{report['split']} ({report['queries']:,}) ranks all {index['rows']:,} items by exact search"
+        + (f"; items in its column `{report['mask']}` are left out." if report["mask"] else "; nothing is left out."),
+        "",
+        *_model_table(report["exact"], report["ks"]),
+        "",
+        "## How good the index is",
+        "",
+        _index_line(index, report["index_bytes"]),
+        f"Measured on {measured['queries']:,} queries that its parameters were not chosen on.",
+        "",
+        "| against exact search | |",
+        "|---|--:|",
+        *(f"| {name} | {value:.4f} |" for name, value in measured.items() if name.startswith("recall@")),
+        "",
+        "What users get, on those queries:",
+        "",
+        *_through_table(measured, report["ks"]),
+        "",
+        "| queries a second | in one batch | one at a time |",
+        "|---|--:|--:|",
+        *_speed_rows("this index", measured["qps"]),
+        *_speed_rows("Flat", measured["flat_qps"]),
+        "",
+        "![recall against queries a second](recall.png)",
+        "",
+        f"| setting | recall@{measured['k']} | queries a second |",
+        "|---|--:|--:|",
+        *(f"| `{p['parameters'] or '-'}` | {p['recall']:.4f} | {p['qps']:,.0f} |" for p in measured["curve"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _index_line(index: Mapping[str, Any], size: int) -> str:
+    name = f"`{index['factory']}`" + (f" with `{index['parameters']}`" if index["parameters"] else "")
+    built = f"trained in {index['train_s']:.1f} s, filled in {index['add_s']:.1f} s, {size / MIB:,.1f} MiB"
+    return f"{name}, {index['rows']:,} vectors of {index['dim']}: {built}."
+
+
+def _export_lines(facts: Mapping[str, Any]) -> list[str]:
+    tables = facts["tables"]
+    lines = [f"tables: {len(tables)}, {next(iter(tables.values()))['precision']}"] if tables else []
+    if program := facts.get("program"):
+        checked = f", ONNX within {program['difference']:.1g} of the model" if "difference" in program else ""
+        lines.append(f"program: {', '.join(program['files'])}{checked}")
+    if "items" in facts:
+        parts = len(facts["items"]["parts"])
+        files = "one file" if parts == 1 else f"{parts} files"
+        lines.append(f"items: {facts['items']['rows']:,} vectors of {facts['dim']} in {files}")
+        if facts["zero_vectors"]:
+            lines.append(f"warning: {facts['zero_vectors']:,} items have a zero vector: the model knows no feature of them")
+        lines.append(f"queries: {facts['queries']['rows']:,}, to measure an index with")
+    return lines
+
+
+def _rounding(rounding: Mapping[str, Any]) -> None:
+    table = RichTable(title=f"data.{rounding['split']}, tables in fp32 and in {rounding['precision']}", title_justify="left")
+    for column in ("", "fp32", rounding["precision"], "difference"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, before in rounding["before"].items():
+        after = rounding["after"][name]
+        table.add_row(name, f"{before:.5f}", f"{after:.5f}", f"{after - before:+.5f}")
+    console.print(table)
+
+
+def _model_table(numbers: Mapping[str, float], ks: Sequence[int]) -> list[str]:
+    """A row a metric, a column a k."""
+    names = list(dict.fromkeys(name.partition("@")[0] for name in numbers))
+    rows = [[name, *(_cell(numbers, f"{name}@{k}") for k in ks)] for name in names]
+    head = ["| |" + "".join(f" @{k} |" for k in ks), "|---|" + "--:|" * len(ks)]
+    return head + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _through_table(measured: Mapping[str, Any], ks: Sequence[int]) -> list[str]:
+    names = [f"{name}@{k}" for name in ("recall", "ndcg") for k in ks]
+    rows = [f"| {n} | {_cell(measured['model'], n)} | {_cell(measured['model_through_index'], n)} |" for n in names]
+    return ["| | by exact search | by the index |", "|---|--:|--:|", *rows]
+
+
+def _cell(numbers: Mapping[str, float], name: str) -> str:
+    value = numbers.get(name)
+    return "" if value is None or value != value else f"{value:.4f}"
+
+
+def _speed_rows(name: str, speeds: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return [
+        f"| {name}, {threads} thread{'s' if int(threads) > 1 else ''} | {rates['batch']:,.0f} | {rates['single']:,.0f} |"
+        for threads, rates in speeds.items()
+    ]

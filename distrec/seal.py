@@ -1,0 +1,94 @@
+"""Files that are whole or are not there: checksums, and JSON that replaces what it stands for in one go."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distrec.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+CHUNK = 2**24
+
+
+def checksum(path: Path) -> tuple[int, int]:
+    """Bytes and crc32 of a file."""
+    crc, size = 0, 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+    return size, crc
+
+
+def crc32_of(values: Mapping[str, Any]) -> int:
+    """Of plain values, in whatever order their keys stand."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON so that the path holds all of it or what it held before, through a power cut too.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    part = path.with_suffix(".tmp")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def seal(folder: Path, kind: str, facts: Mapping[str, Any], files: Mapping[str, tuple[int, int]]) -> None:
+    """Write a folder's manifest, last of all: what it is, `facts` about it, and the checksums of its files by name."""
+    values = {"kind": kind, "format": FORMAT, **facts, "files": {name: list(files[name]) for name in sorted(files)}}
+    replace_json(folder / MANIFEST, {"crc32": crc32_of(values)} | values)
+
+
+def unseal(folder: Path, kind: str, remedy: str) -> dict[str, Any]:
+    """The facts of a sealed folder, and its `files`.
+
+    Raises:
+        UserError: there is no manifest of this kind, or it is damaged; the message ends with the remedy.
+    """
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        crc, found = values.pop("crc32", None), (values.get("kind"), values.get("format"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no {kind}: it has no {MANIFEST}, which is written last; {remedy}") from None
+    except (ValueError, AttributeError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}; {remedy}") from None
+    if found != (kind, FORMAT):
+        raise UserError(f"{path} is of {found[0]!r}, format {found[1]}, and not of {kind!r}, format {FORMAT}; {remedy}")
+    if crc != crc32_of(values):
+        raise UserError(f"{path} is damaged: its crc32 is not that of what it says; {remedy}")
+    return values
+
+
+def verify(folder: Path, files: Mapping[str, Sequence[int]], names: Iterable[str], remedy: str) -> None:
+    """Compare files with what the manifest says of them.
+
+    Raises:
+        UserError: one is missing, cut short or damaged, by name.
+    """
+    for name in names:
+        try:
+            found = checksum(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be read: {error.strerror}; {remedy}") from None
+        if found != tuple(files[name]):
+            size, expected = found[0], files[name][0]
+            how = f"it has {size:,} bytes of {expected:,}" if size != expected else "its crc32 is not what the manifest says"
+            raise UserError(f"{folder / name} is damaged: {how}; {remedy}")

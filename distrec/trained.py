@@ -1,0 +1,73 @@
+"""A trained model, taken from its run folder, and what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from distrec import run_folder
+from distrec.checkpoint import Checkpoints, Manifest, differences
+from distrec.config.load import structure
+from distrec.config.schema import Config
+from distrec.data import Reader
+from distrec.data.catalogue import CatalogueReader
+from distrec.dist import Ranks, from_first, refuse
+from distrec.engine import Engine, open_reader
+from distrec.errors import UserError
+from distrec.evaluate import Evaluation
+from distrec.pipeline import make_pipeline, outputs
+from distrec.task import Outputs
+
+
+def score(config: Config, ranks: Ranks, folder: Path, split: str, step: int | None) -> tuple[int, Evaluation]:
+    """Metrics of a run's checkpoint over a split; and which checkpoint (see `restored`).
+
+    Raises:
+        UserError: the config names no such rows, there is no such checkpoint, or it is of another model.
+    """
+    if not getattr(config.data, split):
+        raise UserError(
+            f"the run in {folder} has no data.{split}; "
+            f"name the rows: distrec evaluate {folder} data.{split}=PATH --split {split}"
+        )
+    engine, manifest = restored(config, ranks, folder, step)
+    return manifest.step, engine.evaluate(open_reader(engine, split), scoring(engine))
+
+
+def restored(config: Config, ranks: Ranks, folder: Path, step: int | None) -> tuple[Engine, Manifest]:
+    """A run's model at a checkpoint: the one asked for, else the best, else the newest.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is of another model.
+    """
+    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint.keep, ranks)
+    if step is not None and step not in (steps := from_first(checkpoints.steps)):
+        refuse(f"{folder} has no checkpoint of step {step}; it has: {', '.join(map(str, steps)) or 'none'}")
+    wanted = step if step is not None else checkpoints.best()
+    manifest = checkpoints.newest() if wanted is None else checkpoints.read_manifest(wanted)
+    if manifest is None:
+        refuse(f"{folder} has no checkpoint yet")
+    require_same_model(manifest, config, folder)
+    engine = Engine.build(config, ranks)
+    engine.load(checkpoints, manifest.step)
+    return engine, manifest
+
+
+def scoring(engine: Engine) -> Callable[[Reader | CatalogueReader], Iterator[Outputs]]:
+    """What gives a model's outputs for a reader's batches, outside of training."""
+    return partial(outputs, make_pipeline(engine), engine)
+
+
+def require_same_model(manifest: Manifest, config: Config, folder: Path) -> None:
+    """Every rank must call it.
+
+    Raises:
+        UserError: a checkpoint's tensors are of other tables, features, tasks or optimizers than the config's.
+    """
+    if differing := differences(manifest.model, structure(config)):
+        named = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+        refuse(
+            f"the checkpoint of step {manifest.step} in {folder} was trained with another config; what differs: {named}. "
+            "Set that back, or set another `folder`"
+        )

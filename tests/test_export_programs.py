@@ -1,0 +1,159 @@
+"""What a server would do with an export: look up rows in the tables' files, run the program, and get the model's answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command import Command, command_line
+from sklearn.metrics import roc_auc_score
+from small_retrieval import retrieval_values, write_retrieval
+from small_run import values, write_rows
+from toml_text import to_toml
+
+
+@pytest.fixture
+def distrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with command_line(capsys) as run:
+        yield run
+
+
+class Server:
+    """Tables and program of an export, without distrec."""
+
+    def __init__(self, folder: Path):
+        self.facts = json.loads((folder / "manifest.json").read_text())
+        self.program = torch.export.load(folder / self.facts["program"]["files"][0]).module()
+        self.tables = {name: self._table(folder, facts) for name, facts in self.facts["tables"].items()}
+
+    def _table(self, folder: Path, facts: dict[str, Any]) -> torch.Tensor:
+        parts = [pq.read_table(folder / part["file"]) for part in facts["parts"]]
+        return torch.tensor(np.concatenate([part["values"].to_pylist() for part in parts]), dtype=torch.float32)
+
+    def answer(self, dense: np.ndarray | None, ids: dict[str, list[list[int]]]) -> torch.Tensor:
+        """Outputs for rows: `dense` (B, n) as transformed, and the ids of each feature."""
+        given: dict[str, torch.Tensor] = {} if dense is None else {"dense": torch.from_numpy(dense.astype(np.float32))}
+        for lookup in self.facts["inputs"]["ids"]:
+            name = lookup["name"]
+            if name not in ids:
+                continue
+            rows = [
+                self.tables[lookup["table"]][row[-(lookup["max_length"] or len(row)) :] if row else []] for row in ids[name]
+            ]
+            if lookup["pooling"] is None:
+                given[f"{name}.values"] = torch.cat(rows)
+                given[f"{name}.offsets"] = torch.tensor([0, *map(len, rows)]).cumsum(0)
+            else:
+                given[name] = torch.stack([row.sum(0) if lookup["pooling"] == "sum" else row.mean(0) for row in rows])
+        with torch.no_grad():
+            return self.program(*(given[name] for name in self.facts["program"]["inputs"]))
+
+
+def test_a_rankers_export_scores_as_the_model_was_evaluated(distrec: Command, tmp_path: Path) -> None:
+    rows, run = write_rows(tmp_path / "rows", rows=600), tmp_path / "run"
+    path = tmp_path / "small.toml"
+    path.write_text(to_toml(values(rows, run, train={"device": "cpu", "log_every": 2, "steps": 6})), encoding="utf-8")
+    assert distrec("train", path, f"data.valid={rows}").code == 0
+    ended = distrec("export", run, f"data.valid={rows}", "--precision", "int8", "--program", "torch")
+    assert ended.code == 0, ended.err
+    told = json.loads((run / "export/manifest.json").read_text())["rounding"]
+    evaluated = json.loads((run / "summary.json").read_text())["metrics"]
+    assert told["before"]["auc"] == evaluated["valid/auc"]
+    assert f"{told['after']['auc'] - told['before']['auc']:+.5f}" in ended.out
+    assert "tables in fp32 and in int8" in ended.out
+
+    assert distrec("export", run, "--program", "torch", "--out", tmp_path / "plain").code == 0
+    server, table = Server(tmp_path / "plain"), pq.read_table(rows)
+    ids = {name: [[i] for i in table[name].to_pylist()] for name in ("user", "item")}
+    ids["history"] = [row[-4:] for row in table["history"].to_pylist()]
+    logits = server.answer(table["x"].to_numpy()[:, None] / 2000, ids)
+    assert roc_auc_score(table["label"].to_numpy(), logits[:, 0].numpy()) == pytest.approx(evaluated["valid/auc"], abs=1e-6)
+
+    assert "is the export of a ranker" in distrec("index", run).err
+    assert "this run is a ranker" in distrec("recall", run, "--query", "1").err
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Data whose item ids are text, and a config of a two-tower with a history."""
+    folder = tmp_path_factory.mktemp("retriever")
+    data = write_retrieval(folder / "data", rows=600, text=True)
+    given = retrieval_values(data, folder / "run", train={"device": "cpu", "log_every": 5, "steps": 5})
+    given["data"] |= {"valid": str(data / "valid")}
+    given["retrieval"] |= {"query_id": "user_id"}
+    (folder / "small.toml").write_text(to_toml(given), encoding="utf-8")
+    return data, folder / "small.toml"
+
+
+def test_a_query_tower_gives_the_vectors_that_recommendations_come_from(distrec: Command, retriever: tuple[Path, Path]) -> None:
+    data, path = retriever
+    run = path.parent / "run"
+    assert distrec("train", path).code == 0
+    assert distrec("export", run, "--program", "torch").code == 0
+    assert distrec("index", run).code == 0
+    rows, server = pq.read_table(data / "valid"), Server(run / "export")
+    queries = {"user_id": [[u] for u in rows["user_id"].to_pylist()], "history": rows["history"].to_pylist()}
+    vectors = server.answer(rows["x"].to_numpy()[:, None], queries).numpy()
+    written = pq.read_table(run / "export/queries")
+    np.testing.assert_allclose(vectors, np.array(written["vector"].to_pylist()), rtol=1e-4, atol=1e-6)
+
+    items = pq.read_table(run / "export/items")
+    assert items["id"].to_pylist() == [f"item-{i}" for i in range(40)]
+    told = json.loads(distrec("recall", run, "--query", "11", "-k", "5", "--json").out)["items"]
+    scores = np.array(items["vector"].to_pylist()) @ vectors[11]
+    scores[[int(text.removeprefix("item-")) for text in rows["seen"][11].as_py()]] = -np.inf
+    assert [item["item"] for item in told] == [f"item-{i}" for i in np.argsort(-scores)[:5]]
+
+    refused = distrec("recall", run, "--history", "item-3,item-7")
+    assert refused.code == 2
+    assert "feature 'x', the query of --history, of which nothing else is known: null or NaN; set null = 0.0" in refused.err
+    config = json.loads((run / "config.json").read_text())
+    config["features"]["dense"][0]["null"] = 0.0
+    (run / "config.json").write_text(json.dumps(config))
+    asked = distrec("recall", run, "--history", "item-3, item-7", "-k", "40", "--json")
+    assert asked.code == 0, asked.err
+    told = json.loads(asked.out)["items"]
+    unknown = server.answer(np.zeros((1, 1)), {"user_id": [[]], "history": [[3, 7]]}).numpy()[0]
+    scores = np.array(items["vector"].to_pylist()) @ unknown
+    assert [item["item"] for item in told] == [f"item-{i}" for i in np.argsort(-scores) if i not in (3, 7)]
+    assert "item 'item-99' is not in the catalogue" in distrec("recall", run, "--history", "item-99").err
+
+
+def test_ids_of_ones_own_are_what_an_index_answers_with(distrec: Command, retriever: tuple[Path, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert distrec("train", retriever[1], f"folder={run}", "retrieval.own_id=title", "train.steps=2").code == 0
+    assert distrec("export", run, "--program", "none").code == 0
+    assert pq.read_table(run / "export/items")["id"].to_pylist() == [f"Item {i}" for i in range(40)]
+
+
+def test_without_rows_to_evaluate_on_items_stand_in_for_queries(
+    distrec: Command, retriever: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert distrec("train", retriever[1], f"folder={run}", "data.valid=[]", "train.steps=2").code == 0
+    assert distrec("export", run, "--program", "none", "--precision", "fp16").code == 0
+    facts = json.loads((run / "export/manifest.json").read_text())
+    assert (facts["queries"]["split"], facts["rounding"]) == (None, {"precision": "fp16"})
+    items, queries = (pq.read_table(run / "export" / name) for name in ("items", "queries"))
+    assert queries["vector"].to_pylist() == items["vector"].to_pylist()
+    assert queries["targets"].to_pylist() == [[]] * 40
+    assert distrec("index", run).code == 0
+    ended = distrec("recall", run, "--report")
+    assert ended.code == 2
+    assert "the report needs queries with targets" in ended.err
+
+
+def test_a_k_larger_than_the_catalogue_is_refused_before_training(
+    distrec: Command, retriever: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ended = distrec("train", retriever[1], f"folder={tmp_path / 'run'}", "retrieval.ks=[10,50]")
+    assert ended.code == 2
+    assert "retrieval.ks asks for the best 50 items, and retrieval.items has 40; ask for fewer" in ended.err

@@ -1,0 +1,79 @@
+"""One rank with a batch and two ranks with half of it each learn the same; a stop leaves no trace."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ranks import PROGRAMS, Outcome, run_ranks
+from single_rank import alone
+from small_retrieval import write_retrieval
+
+ROWS, BATCH = 600, 32  # rows a rank and step on two ranks
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    folder = write_retrieval(tmp_path_factory.mktemp("two"), rows=ROWS)
+    outcome = run_ranks("retrieval.py", 2, folder)
+    assert outcome.code == 0, outcome.output
+    return outcome, folder
+
+
+@pytest.fixture(scope="module")
+def one(two: tuple[Outcome, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same steps on one rank: its log has the rows in the order in which two ranks trained on them."""
+    folder = write_retrieval(tmp_path_factory.mktemp("one"), rows=ROWS)
+    log = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "train").glob("*"))])
+    half = ROWS // 2
+    order = [r * half + step + i for step in range(0, half, BATCH) for r in range(2) for i in range(min(BATCH, half - step))]
+    assert sorted(order) == list(range(ROWS))
+    for path in (folder / "train").glob("*"):
+        path.unlink()
+    pq.write_table(log.take(order), folder / "train/part-0.parquet")
+    sys.path[:0] = [str(PROGRAMS)]
+    try:
+        import retrieval  # a program of tests/programs
+    finally:
+        sys.path.remove(str(PROGRAMS))
+    with alone() as ranks:
+        return {
+            name: retrieval.learn(ranks, folder, folder / name, 2 * BATCH, config) for name, config in retrieval.LOSSES.items()
+        }
+
+
+@pytest.mark.parametrize("loss", ["softmax", "softmax alone", "bpr", "ccl", "bce"])
+def test_two_ranks_learn_what_one_learns_of_the_same_batches(loss: str, one: dict, two: tuple[Outcome, Path]) -> None:
+    split, whole = two[0].results["learned"][loss], one[loss]
+    assert len(split["losses"]) == 6
+    assert split["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+    for part in ("items", "queries"):
+        for row, expected in zip(split[part], whole[part], strict=True):
+            assert row == pytest.approx(expected, abs=2e-4)
+    assert split["dense"] == pytest.approx(whole["dense"], abs=2e-3)
+    assert split["buffers"] == pytest.approx(whole["buffers"], rel=1e-4)
+
+
+def test_losses_differ_so_that_equal_ones_mean_something(one: dict) -> None:
+    found = {tuple(round(loss, 3) for loss in result["losses"]) for result in one.values()}
+    assert len(found) == len(one)
+    assert all(result["losses"][0] != result["losses"][-1] for result in one.values())
+
+
+def test_rows_of_all_ranks_come_to_each_and_gradients_go_back_to_their_owners(two: tuple[Outcome, Path]) -> None:
+    exchange = two[0].results["exchange"]
+    assert exchange["rows"] == [[1, 1, 2, 2]] * 2
+    assert exchange["gradients"] == [[[3.0] * 3, [6.0] * 3], [[9.0] * 3, [12.0] * 3]]  # (1 + 2) x place
+
+
+@pytest.mark.parametrize("negatives", ["drawn", "hard"])
+def test_a_stop_between_two_steps_leaves_no_trace(negatives: str, two: tuple[Outcome, Path]) -> None:
+    found = two[0].results["resumed"][negatives]
+    assert found["whole"] == found["parts"]
+    keys = set(found["whole"][0])
+    assert any("frequency" in key for key in keys) == (negatives == "drawn")
+    assert ("/neighbours" in keys) == (negatives == "hard")

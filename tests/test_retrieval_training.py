@@ -1,0 +1,230 @@
+"""Whole runs of a retriever in one process, and configs that contradict themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from single_rank import alone, lines
+from small_retrieval import GENRES, ITEMS, USERS, retrieval_values, write_retrieval
+
+from distrec import dist
+from distrec.config.check import find_faults, monitored_metric
+from distrec.config.load import parse, structure
+from distrec.engine import validate
+from distrec.errors import UserError
+from distrec.planning import beside_tables
+from distrec.profile.inspection import inspect_config
+from distrec.trainer import Trainer, build
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[dist.Ranks]:
+    with alone() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_retrieval(tmp_path_factory.mktemp("data"))
+
+
+def train(ranks: dist.Ranks, data: Path, folder: Path, retrieval: dict | None = None, **sections: Any) -> Trainer:
+    values = retrieval_values(data, folder)
+    values["retrieval"] |= retrieval or {}
+    trainer = build(parse(values | sections), ranks, None)
+    trainer.run()
+    trainer.pipeline.detach()
+    return trainer
+
+
+def scores(trainer: Trainer) -> np.ndarray:
+    """(users, items), of the queries of the training log, each user once."""
+    found: dict[int, torch.Tensor] = {}
+    assert trainer.engine.items is not None
+    for batch in trainer.readers["train"].batches(epochs=1):
+        users = batch.sparse["user_id"].values()[: batch.queries]  # type: ignore[index]
+        found |= dict(zip(users.tolist(), trainer.engine.query_vectors(batch), strict=True))
+    items = trainer.engine.item_vectors(trainer.engine.items.catalogue.batch(np.arange(ITEMS)))
+    return np.array([(found[user] @ items.T).numpy() for user in range(USERS)])
+
+
+SEVERAL = {"sampled": 8, "per_row": 4}
+
+
+@pytest.mark.parametrize(
+    ("model", "retrieval"),
+    [
+        ({"name": "two_tower", "params": {"query_mlp": [16], "item_mlp": [16], "dim": 8}}, {"negatives": SEVERAL}),
+        ({"name": "dssm", "params": {"query_mlp": [16, 8], "item_mlp": [16, 8]}}, {"loss": "bce", "temperature": 0.2}),
+        ({"name": "dssm", "params": {"query_mlp": [16, 8], "item_mlp": [16, 8]}}, {"loss": "bpr", "temperature": 0.2}),
+        (
+            {"name": "two_tower", "params": {"dim": 8}},
+            {"log_q": False, "negatives": {"distribution": "hard", "per_row": 6, "pool": 20, "refresh_steps": 20}},
+        ),
+    ],
+    ids=["softmax", "bce", "bpr", "hard"],
+)
+def test_a_user_is_given_what_they_like(model: dict, retrieval: dict, ranks: dist.Ranks, data: Path, tmp_path: Path) -> None:
+    trainer = train(ranks, data, tmp_path, retrieval, model=model, train={"device": "cpu", "epochs": 4, "log_every": 10})
+    best = np.argsort(-scores(trainer), axis=1)[:, :10]
+    assert (best % GENRES == np.arange(USERS)[:, None] % GENRES).mean() > 0.95  # 10 items are of the genre; chance is 0.25
+    told = lines(tmp_path)
+    assert told[-1]["train/loss"] < told[0]["train/loss"]
+    assert told[-1]["train/accuracy"] > told[0]["train/accuracy"]
+
+
+def test_hard_negatives_are_searched_for_while_it_trains(ranks: dist.Ranks, data: Path, tmp_path: Path) -> None:
+    hard = {"distribution": "hard", "per_row": 2, "pool": 3, "refresh_steps": 20}
+    run = {"device": "cpu", "steps": 40}  # the last search is that of the last step
+    trainer = train(ranks, data, tmp_path, {"log_q": False, "negatives": hard}, train=run)
+    assert trainer.engine.items is not None
+    assert trainer.engine.neighbours is not None
+    items = trainer.engine.item_vectors(trainer.engine.items.catalogue.batch(np.arange(ITEMS))).numpy()
+    alike = items @ items.T
+    np.fill_diagonal(alike, -np.inf)
+    expected = np.argsort(-alike, axis=1)[:, :3]
+    assert (trainer.engine.neighbours.table.numpy() == expected).mean() > 0.95  # but for near ties
+
+
+@pytest.mark.parametrize("name", ["youtube_dnn", "simplex"])
+def test_a_model_of_an_item_table_learns_from_histories(name: str, ranks: dist.Ranks, data: Path, tmp_path: Path) -> None:
+    values = retrieval_values(data, tmp_path)
+    sparse = [{"name": "user_id", "table": "user"}, {"name": "item_index", "table": "item"}]
+    features = values["features"] | {"dense": [], "sparse": sparse}
+    tables = {table: values["tables"][table] for table in ("user", "item")}
+    retrieval = {"item_features": ["item_index"], "negatives": {"in_batch": False, "sampled": 20}}
+    if name == "simplex":
+        retrieval |= {"loss": "ccl", "margin": 0.3, "negative_weight": 5.0}
+    run = {"device": "cpu", "epochs": 5}
+    trainer = train(ranks, data, tmp_path, retrieval, features=features, tables=tables, model={"name": name}, train=run)
+    best = np.argsort(-scores(trainer), axis=1)[:, :10]
+    assert (best % GENRES == np.arange(USERS)[:, None] % GENRES).mean() > 0.75
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_scores_are_log_probabilities_with_the_correction_and_not_without(
+    corrected: bool, ranks: dist.Ranks, tmp_path: Path
+) -> None:
+    """Every query is alike, so all that there is to learn is how often each item is wanted."""
+    share = 1 / np.arange(1, ITEMS + 1)
+    item = np.random.default_rng(0).choice(ITEMS, 6000, p=share / share.sum())
+    data = write_retrieval(tmp_path, rows=6000, user_id=np.zeros(6000, np.int64), item_index=item, item_id=item)
+    sparse = [{"name": "user_id", "table": "user"}, {"name": "item_index", "table": "item"}]
+    trainer = train(
+        ranks,
+        data,
+        tmp_path / "run",
+        {"item_features": ["item_index"], "temperature": 1.0, "log_q": corrected, "train_count": None},
+        features={"sparse": sparse},
+        tables={name: {"rows": 60, "dim": 8, "init_scale": 0.3} for name in ("user", "item")},
+        model={"name": "two_tower", "params": {"normalize": False}},
+        optimizer={"sparse": {"name": "adagrad", "lr": 0.1}},
+        train={"device": "cpu", "epochs": 5},
+    )
+    vectors = scores_of_one_user(trainer)
+    log_share = np.log(np.bincount(item, minlength=ITEMS) / len(item))
+    slope = np.polyfit(log_share, vectors, 1)[0]
+    assert slope == pytest.approx(1.0, abs=0.25) if corrected else abs(slope) < 0.35
+
+
+def scores_of_one_user(trainer: Trainer) -> np.ndarray:
+    assert trainer.engine.items is not None
+    batch = next(iter(trainer.readers["train"].batches(epochs=1)))
+    items = trainer.engine.item_vectors(trainer.engine.items.catalogue.batch(np.arange(ITEMS)))
+    return (items @ trainer.engine.query_vectors(batch)[0]).numpy()
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"item_features": ["item_index", "gender"]},
+        "retrieval.item_features names 'gender', which is no feature; did you mean 'genre'?",
+    ),
+    ({"item_features": ["x", "price", "user_id", "item_index", "genre", "history"]}, "none is left to describe the query"),
+    ({"negatives": {"in_batch": False}}, "retrieval.negatives: there are none"),
+    ({"negatives": {"sampled": 3, "distribution": "popularity"}, "train_count": None}, "needs retrieval.train_count"),
+    ({"negatives": {"distribution": "hard"}, "log_q": False}, '"hard" needs per_row'),
+    ({"negatives": {"distribution": "hard", "per_row": 2, "sampled": 2}, "log_q": False}, "set it to 0"),
+    ({"negatives": {"distribution": "hard", "per_row": 2}}, "retrieval.log_q cannot correct hard negatives"),
+    ({"negatives": {"column": "negatives", "column_length": 2}}, "cannot know how the negatives of a column were drawn"),
+    ({"mask": "targets"}, "retrieval.mask names 'targets', the targets"),
+]
+
+
+@pytest.mark.parametrize(("retrieval", "said"), FAULTS)
+def test_a_contradiction_is_named_with_its_fix(retrieval: dict, said: str, data: Path) -> None:
+    values = retrieval_values(data, data)
+    assert list(find_faults(parse(values))) == []
+    values["retrieval"] |= retrieval
+    assert any(said in fault for fault in find_faults(parse(values)))
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"tasks": [{"name": "click", "label": "click"}]}, "[[tasks]] are for rankers"),
+        ({"data": {"train": "x", "group": "user_id"}}, "data.group is for a ranker's GAUC"),
+        ({"evaluate": {"monitor": "auc"}}, "evaluate.monitor = 'auc' is no metric of a retriever"),
+        ({"evaluate": {"monitor": "recall@20"}}, "did you mean 'recall@10'?"),
+    ],
+)
+def test_what_is_a_rankers_is_refused(sections: dict, said: str) -> None:
+    assert any(said in fault for fault in find_faults(parse(retrieval_values(Path("x"), Path("y"), **sections))))
+
+
+def test_a_column_of_negatives_needs_a_length() -> None:
+    values = retrieval_values(Path("x"), Path("y"))
+    values["retrieval"]["negatives"] = {"column": "negatives"}
+    with pytest.raises(UserError, match="column and column_length go together"):
+        parse(values)
+
+
+@pytest.mark.parametrize(("ks", "monitored"), [([10, 20, 50], "ndcg@20"), ([5, 10], "ndcg@10"), ([50, 100], "ndcg@50")])
+def test_the_best_checkpoint_is_that_of_the_ndcg_of_a_short_list(ks: list[int], monitored: str) -> None:
+    values = retrieval_values(Path("x"), Path("y"))
+    values["retrieval"]["ks"] = ks
+    assert monitored_metric(parse(values)) == monitored
+
+
+def test_check_finds_what_is_wrong_with_the_catalogue_the_model_and_the_log_at_once(data: Path) -> None:
+    values = retrieval_values(data, data)
+    values["model"] = {"name": "dlrm"}
+    values["retrieval"]["targets"] = "target"
+    values["data"]["valid"] = str(data / "valid")
+    with pytest.raises(UserError) as error:
+        validate(parse(values))
+    assert "model.name = 'dlrm' ranks" in str(error.value)
+    assert "no column 'target' (items, for targets); did you mean 'targets'?" in str(error.value)
+    values["retrieval"]["item_id"] = "title_id"
+    with pytest.raises(UserError, match="no column 'title_id'"):
+        validate(parse(values))
+
+
+def test_negatives_are_planned_for(data: Path) -> None:
+    values = retrieval_values(data, data)
+    plain = beside_tables(parse(values))
+    values["retrieval"]["negatives"] = {"per_row": 3}
+    assert beside_tables(parse(values)).batches == 4 * plain.batches
+
+
+def test_a_checkpoint_depends_on_what_its_tensors_mean_and_no_more() -> None:
+    def saved(**retrieval: Any) -> dict[str, Any]:
+        values = retrieval_values(Path("x"), Path("y"))
+        values["retrieval"] |= retrieval
+        return structure(parse(values))
+
+    hard = {"distribution": "hard", "per_row": 2, "pool": 3}
+    others = [{"item_features": ["genre"]}, {"loss": "bpr"}, {"log_q": False}, {"log_q_buckets": 8}, {"negatives": hard}]
+    assert all(saved(**other) != saved() for other in others)
+    assert saved(negatives=hard) != saved(negatives=hard | {"pool": 4})
+    free = [{"temperature": 0.2}, {"negatives": {"sampled": 9, "pool": 9}}, {"ks": [3]}, {"title": None}, {"items": "z"}]
+    assert all(saved(**other) == saved() for other in free)
+
+
+def test_inspect_has_no_label_to_look_for(data: Path) -> None:
+    with pytest.raises(UserError, match="the rows of a retriever have none"):
+        inspect_config(parse(retrieval_values(data, data)))
