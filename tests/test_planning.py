@@ -107,6 +107,14 @@ def test_column_shards_cut_the_dim() -> None:
         config({"t": table | {"column_shards": 32}})
 
 
+@pytest.mark.parametrize(("dim", "widest"), [(128, 32), (64, 32), (16, 8), (8, 4), (4, 4)])
+def test_otherwise_shards_are_as_wide_as_a_lookup_is_worth(dim: int, widest: int) -> None:
+    table = {"rows": 1000, "dim": dim, "sharding": "column_wise", "optimizer": {"name": "adagrad"}}
+    planned = make(config({"t": table}), machines(ranks=4))
+    assert max(load.weights for load in planned.estimate.bytes) == 1000 * widest * 4
+    assert sum(load.weights > 0 for load in planned.estimate.bytes) == dim // widest
+
+
 def test_a_part_of_a_gpu_is_kept_free_and_none_of_a_host() -> None:
     assert Cluster(2, 2, "cuda", 1000, dense=100).for_tables == 750
     assert Cluster(2, 2, "cpu", 1000, dense=100).for_tables == 900

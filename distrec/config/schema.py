@@ -61,7 +61,7 @@ class Table(Section):
         default=None, description="GPU only: keep the table in host memory and this share of its rows cached on the GPU"
     )
     column_shards: PositiveInt | None = Field(
-        default=None, description="parts that column-wise sharding cuts the dim into; default: parts of 4 columns"
+        default=None, description="parts that column-wise sharding cuts the dim into; default: 32 columns each, or halves"
     )
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from distrec.config.schema import Table
 from distrec.embeddings.cluster import Cluster
 
+SHARD_COLUMNS = 32  # of a column-wise shard, where a table is that wide: narrow shards multiply the lookups
 STATE_BYTES = 4  # FBGEMM keeps optimizer state in fp32, whatever the weights are
 
 
@@ -77,9 +78,14 @@ def _constraints(table: Table, kinds: Sequence[str], pooling: Sequence[float]) -
         sharding_types=list(kinds),
         compute_kernels=["fused_uvm_caching"] if cached else ["fused", "dense"],
         cache_params=CacheParams(load_factor=table.cache) if cached else None,
-        min_partition=table.dim // table.column_shards if table.column_shards else 4,
+        min_partition=table.dim // table.column_shards if table.column_shards else _shard_columns(table.dim),
         pooling_factors=list(pooling),
     )
+
+
+def _shard_columns(dim: int) -> int:
+    """A multiple of 4, as the kernels need, that cuts all but the narrowest tables at least in two."""
+    return min(SHARD_COLUMNS, max(dim // 8 * 4, 4))
 
 
 class SortedOptions(EmbeddingEnumerator):
