@@ -21,7 +21,7 @@ from distrec.config.layout import layout
 from distrec.config.load import load, parse
 from distrec.config.schema import Config
 from distrec.data import Reader
-from distrec.engine import open_split, validate
+from distrec.engine import open_split, reading_of, validate
 from distrec.errors import UserError
 from distrec.prepare.movielens import movielens
 from distrec.prepare.synthetic import synthetic
@@ -80,7 +80,14 @@ def read_all(config: Config) -> int:
     rows = 0
     for split in ("train", "valid"):
         if getattr(config.data, split):
-            reader = Reader(open_split(config, order, split), config.data, order, config.tasks, rank=0, world=1)
+            reader = Reader(
+                open_split(config, reading_of(config, order, None, split), split),
+                config.data,
+                order,
+                config.tasks,
+                rank=0,
+                world=1,
+            )
             rows += sum(int((batch.weights > 0).sum()) for batch in reader.batches(epochs=1))
     return rows
 
@@ -150,7 +157,9 @@ def test_dense_columns_come_out_near_zero_and_one(tmp_path: Path) -> None:
     columns = {"far": draw.normal(1e6, 50, 5000), "tail": draw.lognormal(3, 2, 5000), "unit": draw.normal(size=5000)}
     config = written(file_of(tmp_path, labelled(5000, city=["a", "b"] * 2500, **columns)))
     order = layout(config.features, config.tables)
-    reader = Reader(open_split(config, order, "train"), config.data, order, config.tasks, rank=0, world=1)
+    reader = Reader(
+        open_split(config, reading_of(config, order, None, "train"), "train"), config.data, order, config.tasks, rank=0, world=1
+    )
     dense = np.concatenate([batch.dense[batch.weights > 0].numpy() for batch in reader.batches(epochs=1)])
     assert abs(dense.mean(axis=0)).max() < 0.1
     assert abs(dense.std(axis=0) - 1).max() < 0.1

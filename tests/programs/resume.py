@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def straight(ranks: dist.Ranks, folder: Path, device: str = "cpu") -> dict[str, 
 def probe(trainer: Trainer, step: int) -> dict[str, float]:
     """Metrics of the saved step on the training rows: what the model of that checkpoint says of them."""
     trainer.engine.load(trainer.checkpoints, step)
-    return trainer.engine.evaluate(outputs(trainer.pipeline, trainer.engine, trainer.readers["train"])).metrics
+    return trainer.engine.evaluate(trainer.readers["train"], partial(outputs, trainer.pipeline, trainer.engine)).metrics
 
 
 def resume(ranks: dist.Ranks, folder: Path, kind: str) -> dict[str, Any]:
