@@ -98,7 +98,7 @@ def measure(name: str, export: Export, rounds: int) -> list[Case]:
     cases, searches, facts = [], {}, {}
     for family in (*FAMILIES, "auto"):
         began = perf_counter()
-        ours = make_index(export, family, TARGET, K)[0]
+        ours = make_index(export, family, TARGET, K)
         took = ours.facts["train_s"] + ours.facts["add_s"]
         label = ours.facts["factory"] if family != "auto" else f"auto: {ours.facts['factory']}"
         bare = build_bare(array, ours)

@@ -49,7 +49,7 @@ def train(
 
     run = load(config, overrides or [])
     folder = Path(run.run_folder)
-    with _ranks(run, folder) as ranks, run_folder.given_back_if_unused(folder):
+    with ranks_of(run, folder) as ranks, run_folder.given_back_if_unused(folder):
         from distrec.trainer import build
 
         trainer = build(run, ranks, resume, progress_for(ranks.first))
@@ -125,7 +125,7 @@ def evaluate(
     from distrec.screen import metrics_table
 
     config = run_folder.saved_config(run, overrides or [])
-    with _ranks(config, run) as ranks:
+    with ranks_of(config, run) as ranks:
         from distrec.trained import score
 
         at, result = score(config, ranks, run, split, step)
@@ -205,7 +205,7 @@ def plan(
 
 
 @contextmanager
-def _ranks(config: Config, folder: Path) -> Iterator[Ranks]:
+def ranks_of(config: Config, folder: Path) -> Iterator[Ranks]:
     """Join the run's ranks, with logs in the run folder, and leave them at the end."""
     from distrec import dist, log
 
@@ -216,4 +216,4 @@ def _ranks(config: Config, folder: Path) -> Iterator[Ranks]:
     dist.stop()
 
 
-add_verbs(app, _ranks)
+add_verbs(app)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from distrec.config.schema import Config
-    from distrec.dist import Ranks
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="data.test=PATH, say", show_default=False)]
@@ -20,77 +14,81 @@ Step = Annotated[int | None, typer.Option(help="which checkpoint; default: the b
 IndexFolder = Annotated[Path | None, typer.Option(help="the index; default: RUN/index")]
 
 
-def add_verbs(app: typer.Typer, ranks_of: Callable[[Config, Path], AbstractContextManager[Ranks]]) -> None:
-    """Give `app` the verbs; `ranks_of` joins a run's ranks."""
+def add_verbs(app: typer.Typer) -> None:
+    """Give `app` the verbs."""
+    for verb in (export, index, recall):
+        app.command()(verb)
 
-    @app.command()
-    def export(
-        run: Run,
-        overrides: Overrides = None,
-        out: Annotated[Path | None, typer.Option(help="folder to write into; default: RUN/export")] = None,
-        step: Step = None,
-        precision: Annotated[
-            Literal["fp32", "fp16", "int8"], typer.Option(help="of the tables; tells what fewer bits cost in metrics")
-        ] = "fp32",
-        program: Annotated[
-            Literal["onnx", "torch", "none"], typer.Option(help="the dense graph: ONNX and torch.export, torch.export, neither")
-        ] = "onnx",
-    ) -> None:
-        """Write a run as files that serve. They are its tables, its dense graph and a retriever's vectors."""
-        from distrec import run_folder
-        from distrec.recall_screen import exported
 
-        config = run_folder.saved_config(run, overrides or [])
-        with ranks_of(config, run) as ranks:
-            from distrec.export import export as write
+def export(
+    run: Run,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write into; default: RUN/export")] = None,
+    step: Step = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="of the tables; tells what fewer bits cost in metrics")
+    ] = "fp32",
+    program: Annotated[
+        Literal["onnx", "torch", "none"], typer.Option(help="the dense graph: ONNX and torch.export, torch.export, neither")
+    ] = "onnx",
+) -> None:
+    """Write a run as files that serve. They are its tables, its dense graph and a retriever's vectors."""
+    from distrec import run_folder
+    from distrec.cli import ranks_of
+    from distrec.recall_screen import exported
 
-            done = write(config, ranks, run, out, step, precision, program)
-            if ranks.first:
-                exported(str(done.folder), done.facts)
+    config = run_folder.saved_config(run, overrides or [])
+    with ranks_of(config, run) as ranks:
+        from distrec.export import export as write
 
-    @app.command()
-    def index(
-        run: Run,
-        factory: Annotated[str, typer.Option(help='a Faiss factory string: "IVF1024,Flat"; auto: by size and recall')] = "auto",
-        recall: Annotated[float, typer.Option(help="share of the exact best items to find, for the search parameters")] = 0.98,
-        k: Annotated[int | None, typer.Option("-k", help="at how many items; default: 100")] = None,
-        export: Annotated[Path | None, typer.Option(help="what `distrec export` wrote; default: RUN/export")] = None,
-        out: Annotated[Path | None, typer.Option(help="folder to write into; default: RUN/index")] = None,
-    ) -> None:
-        """Index a run's exported items with Faiss. Search parameters are tuned by measuring."""
-        from distrec import log
-        from distrec.recall_command import build_index
+        done = write(config, ranks, run, out, step, precision, program)
+        if ranks.first:
+            exported(str(done.folder), done.facts)
 
-        log.quiet_dependencies()
-        log.setup(0, run / "logs")
-        build_index(run, factory, recall, k, export, out)
 
-    @app.command()
-    def recall(
-        context: typer.Context,
-        run: Run,
-        overrides: Overrides = None,
-        query: Annotated[list[str] | None, typer.Option(help="a user's id; may be repeated", show_default=False)] = None,
-        history: Annotated[
-            str | None, typer.Option(metavar="ITEM,ITEM,…", help="or items, oldest first", show_default=False)
-        ] = None,
-        k: Annotated[int, typer.Option("-k", min=1, help="how many items")] = 10,
-        report: Annotated[bool, typer.Option("--report", help="measure the model and the index instead")] = False,
-        index: IndexFolder = None,
-        out: Annotated[Path | None, typer.Option(help="folder of the report; default: RUN/report")] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="a JSON object a query instead of a table")] = False,
-    ) -> None:
-        """Recommend items, or report how good they are. The report tells model and index apart."""
-        from distrec import run_folder
-        from distrec.errors import UserError
+def index(
+    run: Run,
+    factory: Annotated[str, typer.Option(help='a Faiss factory string: "IVF1024,Flat"; auto: by size and recall')] = "auto",
+    recall: Annotated[float, typer.Option(help="share of the exact best items to find, for the search parameters")] = 0.98,
+    k: Annotated[int | None, typer.Option("-k", help="at how many items; default: 100")] = None,
+    export: Annotated[Path | None, typer.Option(help="what `distrec export` wrote; default: RUN/export")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write into; default: RUN/index")] = None,
+) -> None:
+    """Index a run's exported items with Faiss. Search parameters are tuned by measuring."""
+    from distrec import log
+    from distrec.recall_command import build_index
 
-        if not (report or query or history is not None):
-            raise UserError("say for whom: --query USER, --history ITEM,ITEM,… or --report")
-        config = run_folder.saved_config(run, overrides or [])
-        with ranks_of(config, run) as ranks:
-            from distrec.recall_command import recommend_items, write_report
+    log.quiet_dependencies()
+    log.setup(0, run / "logs")
+    build_index(run, factory, recall, k, export, out)
 
-            if report:
-                write_report(config, ranks, run, index, out, shlex.join(["distrec", *context.find_root().obj]))
-            else:
-                recommend_items(config, ranks, run, index, query or [], history, k, as_json)
+
+def recall(
+    context: typer.Context,
+    run: Run,
+    overrides: Overrides = None,
+    query: Annotated[list[str] | None, typer.Option(help="a user's id; may be repeated", show_default=False)] = None,
+    history: Annotated[
+        str | None, typer.Option(metavar="ITEM,ITEM,…", help="or items, oldest first", show_default=False)
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="how many items")] = 10,
+    report: Annotated[bool, typer.Option("--report", help="measure the model and the index instead")] = False,
+    index: IndexFolder = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the report; default: RUN/report")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON object a query instead of a table")] = False,
+) -> None:
+    """Recommend items, or report how good they are. The report tells model and index apart."""
+    from distrec import run_folder
+    from distrec.cli import ranks_of
+    from distrec.errors import UserError
+
+    if not (report or query or history is not None):
+        raise UserError("say for whom: --query USER, --history ITEM,ITEM,… or --report")
+    config = run_folder.saved_config(run, overrides or [])
+    with ranks_of(config, run) as ranks:
+        from distrec.recall_command import recommend_items, write_report
+
+        if report:
+            write_report(config, ranks, run, index, out, shlex.join(["distrec", *context.find_root().obj]))
+        else:
+            recommend_items(config, ranks, run, index, query or [], history, k, as_json)

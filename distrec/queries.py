@@ -31,6 +31,11 @@ class Question:
     batch: Batch
     seen: np.ndarray  # (N,) rows of the catalogue that are not recommended again
 
+    @property
+    def hidden(self) -> tuple[np.ndarray, np.ndarray]:
+        """`seen` as the lists of one query: rows, and offsets (2,)."""
+        return self.seen, np.array([0, len(self.seen)])
+
 
 def ask_user(engine: Engine, user: str) -> Question:
     """The query of a user of data.test or data.valid.

@@ -40,7 +40,7 @@ def build_index(run: Path, factory: str, target: float, k: int | None, source: P
     export = Export.open(source or run / FOLDER)
     if k is not None and not 0 < k <= export.items.rows:
         raise UserError(f"-k {k}, and the export has {export.items.rows:,} items: k is from 1 to that")
-    index, _ = make_index(export, factory, target, k or DEPTH, logger.info)
+    index = make_index(export, factory, target, k or DEPTH, logger.info)
     folder = out or run / INDEX
     recall_screen.indexed(str(folder), index.facts, index.save(folder))
 
@@ -67,7 +67,7 @@ def recommend_items(
     for question in questions:
         vectors = engine.query_vectors(question.batch).cpu().numpy()
         if ranks.first:
-            scores, rows = recommend(found, vectors, k, (question.seen, _ends(question)))
+            scores, rows = recommend(found, vectors, k, question.hidden)
             listed = _listed(engine, found, rows[0], scores[0])
             if as_json:
                 print(json.dumps({"query": question.said, "items": listed}))
@@ -138,12 +138,6 @@ def _questions(engine: Engine, users: Sequence[str], history: str | None) -> lis
     if history is not None:
         asked.append(ask_history(engine, [text.strip() for text in history.split(",") if text.strip()]))
     return asked
-
-
-def _ends(question: Question) -> Any:
-    import numpy as np
-
-    return np.array([0, len(question.seen)])
 
 
 def _listed(engine: Engine, index: VectorIndex, rows: Any, scores: Any) -> list[dict[str, Any]]:

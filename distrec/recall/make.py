@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 
-from distrec.recall.auto import Point, tune
+from distrec.recall.auto import tune
 from distrec.recall.factory import candidates, fill
 from distrec.recall.index import VectorIndex, build
 from distrec.recall.report import halves, hold
@@ -16,7 +16,7 @@ TUNING = 1000  # queries that parameters are chosen on
 
 def make_index(
     export: Export, factory: str, target: float, k: int, tell: Callable[[str], None] = lambda line: None
-) -> tuple[VectorIndex, list[Point]]:
+) -> VectorIndex:
     """Build, and set the fastest search parameters that find the `target` share of the exact best k.
 
     They are measured on half of the exported queries; the report measures on the other half.
@@ -29,7 +29,7 @@ def make_index(
         tell: is told what was tried.
 
     Returns:
-        The index, and every setting that was measured.
+        The index; its facts have every setting that was measured.
 
     Raises:
         UserError: the factory string is none or does not fit the vectors.
@@ -37,7 +37,7 @@ def make_index(
     rows, dim = export.items.rows, export.items.dim
     held = hold(export, halves(export.queries.rows)[0][:TUNING], min(k, rows))
     choices = candidates(rows, target) if factory == "auto" else [factory]
-    index, points = None, []
+    index = None
     for choice in choices:
         index = build(export.items, fill(choice, rows, dim), export.model)
         points = tune(index, held.vectors, held.truth, target)
@@ -47,4 +47,4 @@ def make_index(
         if best.recall >= target:
             break
     assert index is not None, "there is always a choice"
-    return index, points
+    return index
