@@ -39,6 +39,7 @@ class SimpleX(nn.Module):
         self.user_field, self.history_field = _two_features(spec.query, params.user, dim)
         self.pool = _pool(params.history, dim) if self.history_field in spec.query.sequences else None
         self.map = nn.Linear(dim, dim, bias=False)
+        nn.init.eye_(self.map.weight)  # at first, a user is near what they went for
         self.dropout = nn.Dropout(params.dropout)
         self.gate = params.gate
 
