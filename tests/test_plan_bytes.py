@@ -15,6 +15,8 @@ from ranks import run_ranks
 from distrec.config.load import dump, parse
 from distrec.planning import Machines, Planned, make
 
+pytestmark = pytest.mark.slow  # ranks that train under a watch on their memory, for a minute
+
 GB = 2**30
 SHARDED = ("table_wise", "row_wise")
 
