@@ -1,7 +1,8 @@
 """How many rows a second does distrec train, beside a bare TorchRec loop that is handed its batches?
 
-26 tables, DLRM with dot interactions, row-wise Adagrad fused into backward, on one rank and on two. The ranks are started as
-those of a run are; what is timed is `benchmarks.train_ranks`.
+A ranker: 26 tables, DLRM with dot interactions. A retriever: a two-tower model with a history, and softmax over the batch's
+items. Row-wise Adagrad fused into backward, on one rank and on two. The ranks are started as those of a run are; what is
+timed is `benchmarks.train_ranks`.
 
 `--rechub PYTHON` adds torch-rechub's own trainer on the same DeepFM (`benchmarks.train_rechub`). Its environment, with the
 same torch and another Python:
@@ -18,11 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.criteo_shape import write_rows
+from benchmarks.interactions_shape import write_log
 from benchmarks.launch import on_ranks
 from benchmarks.report import options, publish, quiet
 
-QUESTION = "Rows a second of training, 26 tables"
+QUESTION = "Rows a second of training"
 ROWS = {"tiny": 2_000, "short": 200_000, "full": 800_000}
+IDS = {"tiny": 1_000, "short": 200_000, "full": 200_000}  # users, and items
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -31,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     quiet()
     with TemporaryDirectory() as folder:
         write_rows(Path(folder, "rows"), ROWS[chosen.size])
+        write_log(Path(folder, "log"), ROWS[chosen.size], IDS[chosen.size])
         cases, words = [], (str(folder), chosen.size, str(chosen.rounds))
         for ranks in (1, 2):
             cases += on_ranks("benchmarks.train_ranks", ranks, Path(folder, f"ranks-{ranks}.json"), *words)

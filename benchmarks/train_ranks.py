@@ -19,7 +19,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from benchmarks.criteo_shape import config_values
+from benchmarks import criteo_shape, interactions_shape
 from benchmarks.harness import Run, Took, compare, scaled, timed
 from benchmarks.launch import leave
 from benchmarks.report import quiet
@@ -42,43 +42,55 @@ BARE = "bare TorchRec loop"
 
 
 def main(result: Path, folder: Path, size: str, rounds: int) -> None:
-    """Measure; rank 0 writes the case."""
+    """Measure; rank 0 writes the cases."""
     quiet()
-    table_rows, dim, batch_size, steps, slow_steps = SIZES[size]
     ranks = dist.start("cpu")
-    values = config_values(
-        folder / "rows", folder / f"run-{ranks.world}", lists=0, rows=table_rows, dim=dim, batch_size=batch_size
-    )
-    values["data"]["shuffle_window"] = steps // 2 * batch_size  # so that a run decodes and encodes as many rows as it trains
-    config = parse(values)
-    loops = Loops(config, ranks, steps, slow_steps)
-    facts = {"ranks": ranks.world, "tables": 26, "table_rows": table_rows, "dim": dim, "batch_size": batch_size, "steps": steps}
+    table_rows, dim, batch_size, steps, slow_steps = SIZES[size]
+    shape = {"rows": table_rows, "dim": dim, "batch_size": batch_size}
+    configs = {
+        "DLRM": criteo_shape.config_values(folder / "rows", folder / f"dlrm-{ranks.world}", lists=0, **shape),
+        "two-tower": interactions_shape.config_values(folder / "log", folder / f"two-tower-{ranks.world}", **shape),
+    }
     words = "1 rank" if ranks.world == 1 else f"{ranks.world} ranks"
-    found = compare(words, "rows/s", steps * batch_size * ranks.world, loops.runs(), BARE, rounds, WARMUP, None, **facts)
-    leave([found], result, ranks)
+    found = []
+    for model, values in configs.items():
+        values["data"]["shuffle_window"] = steps // 2 * batch_size  # so that a run reads as many rows as it trains on
+        config = parse(values)
+        loops = Loops(config, ranks, steps)
+        runs = loops.of_any_model() | (loops.of_a_ranker(slow_steps) if model == "DLRM" else {})
+        facts = {"ranks": ranks.world, "tables": len(config.tables), "table_rows": table_rows, "dim": dim}
+        facts |= {"batch_size": batch_size, "steps": steps}
+        rows = steps * batch_size * ranks.world
+        found.append(compare(f"{model}, {words}", "rows/s", rows, runs, BARE, rounds, WARMUP, None, **facts))
+    leave(found, result, ranks)
 
 
 class Loops:
     """Each loop, with a model of its own."""
 
-    def __init__(self, config: Config, ranks: dist.Ranks, steps: int, slow_steps: int):
-        self.config, self.ranks, self.steps, self.slow_steps = config, ranks, steps, slow_steps
+    def __init__(self, config: Config, ranks: dist.Ranks, steps: int):
+        self.config, self.ranks, self.steps = config, ranks, steps
         self.trainer = build(config, ranks, None)
         self.bare, self.optimizer = bare_pipeline(config, ranks)
         with closing(self.trainer.readers["train"].batches()) as batches:
             self.made = list(itertools.islice(batches, DISTINCT_BATCHES))
 
-    def runs(self) -> dict[str, Run]:
-        """By name. The unsharded loop is not a thing of several ranks."""
-        runs: dict[str, Run] = {
+    def of_any_model(self) -> dict[str, Run]:
+        """By name."""
+        return {
             "distrec, from Parquet": partial(from_parquet, self.trainer, self.steps),
             "distrec, batches made before": lambda: self.trainer.train(self.batches(self.steps), self.steps),
             BARE: self._bare,
-            "dense part alone": partial(dense_alone, *dense_part(self.config, self.ranks), self.made, self.config, self.steps),
+        }
+
+    def of_a_ranker(self, slow_steps: int) -> dict[str, Run]:
+        """What a step is made of, and what it would take without shards. The latter is not a thing of several ranks."""
+        runs: dict[str, Run] = {
+            "dense part alone": partial(dense_alone, *dense_part(self.config, self.ranks), self.made, self.config, self.steps)
         }
         if self.ranks.world == 1:
-            slow = partial(unsharded, *whole(self.config), self.made[: self.slow_steps])
-            runs["unsharded, torch's Adagrad"] = scaled(slow, self.steps / self.slow_steps)
+            slow = partial(unsharded, *whole(self.config), self.made[:slow_steps])
+            runs["unsharded, torch's Adagrad"] = scaled(slow, self.steps / slow_steps)
         return runs
 
     def batches(self, count: int) -> Iterator[Batch]:
@@ -160,10 +172,14 @@ def learn(head: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, poole
 
 
 def fresh(batch: Batch) -> Batch:
-    """The same data in a new `KeyedJaggedTensor`: the old one holds what was worked out from its lengths."""
-    ids = batch.sparse
-    assert ids is not None
-    return replace(batch, sparse=KeyedJaggedTensor(ids.keys(), ids.values(), lengths=ids.lengths(), stride=ids.stride()))
+    """The same data in new `KeyedJaggedTensor`s: the old ones hold what was worked out from their lengths."""
+    return replace(batch, sparse=_fresh(batch.sparse), sequence=_fresh(batch.sequence))
+
+
+def _fresh(ids: KeyedJaggedTensor | None) -> KeyedJaggedTensor | None:
+    if ids is None:
+        return None
+    return KeyedJaggedTensor(ids.keys(), ids.values(), lengths=ids.lengths(), stride=ids.stride())
 
 
 if __name__ == "__main__":

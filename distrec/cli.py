@@ -103,7 +103,7 @@ def inspect(
     """Show what columns hold, and signs of leaks. A config may be followed by KEY=VALUE."""
     from distrec.config.load import load
     from distrec.profile.inspection import inspect_config, inspect_files
-    from distrec.screen_profile import show, to_json
+    from distrec.profile.screen import show, to_json
 
     is_config = what[0].endswith(".toml")
     found = inspect_config(load(what[0], what[1:])) if is_config else inspect_files(what, label, time)
@@ -195,7 +195,7 @@ def plan(
     """Lay a model out on a cluster that need not be there."""
     from distrec import log
     from distrec.config.load import load
-    from distrec.plan_command import Question, answer
+    from distrec.planner.command import Question, answer
 
     log.quiet_dependencies()
     run = load(config, overrides or [])

@@ -35,11 +35,11 @@ def export(
     """Write a run as files that serve. They are its tables, its dense graph and a retriever's vectors."""
     from distrec import run_folder
     from distrec.cli import ranks_of
-    from distrec.recall_screen import exported
+    from distrec.recall.screen import exported
 
     config = run_folder.saved_config(run, overrides or [])
     with ranks_of(config, run) as ranks:
-        from distrec.export import export as write
+        from distrec.export.write import export as write
 
         done = write(config, ranks, run, out, step, precision, program)
         if ranks.first:
@@ -56,7 +56,7 @@ def index(
 ) -> None:
     """Index a run's exported items with Faiss. Search parameters are tuned by measuring."""
     from distrec import log
-    from distrec.recall_command import build_index
+    from distrec.recall.command import build_index
 
     log.quiet_dependencies()
     log.setup(0, run / "logs")
@@ -86,7 +86,7 @@ def recall(
         raise UserError("say for whom: --query USER, --history ITEM,ITEM,… or --report")
     config = run_folder.saved_config(run, overrides or [])
     with ranks_of(config, run) as ranks:
-        from distrec.recall_command import recommend_items, write_report
+        from distrec.recall.command import recommend_items, write_report
 
         if report:
             write_report(config, ranks, run, index, out, shlex.join(["distrec", *context.find_root().obj]))

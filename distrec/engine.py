@@ -31,14 +31,14 @@ from distrec.embeddings.cluster import Replicas, share_out
 from distrec.embeddings.sharders import sharders
 from distrec.errors import UserError
 from distrec.evaluate import Evaluation, evaluate
-from distrec.evaluate_retrieval import collect_items, evaluate_retrieval
-from distrec.footprint import Footprint, footprint
 from distrec.metrics.ranking import RankingMetrics
 from distrec.metrics.steps import StepMeans
 from distrec.models.inputs import InputSpec
 from distrec.optim import Optimizers
-from distrec.retrieval_task import RetrievalTask
-from distrec.retriever import Items, Reading, make_retrieval_task, open_items, reading
+from distrec.planner.footprint import Footprint, footprint
+from distrec.retrieval.evaluate import collect_items, evaluate_retrieval
+from distrec.retrieval.retriever import Items, Reading, make_retrieval_task, open_items, reading
+from distrec.retrieval.task import RetrievalTask
 from distrec.task import Outputs, RankingHead, RankingTask
 
 

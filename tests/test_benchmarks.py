@@ -28,6 +28,7 @@ NAMES = {  # a benchmark, and the variants that it must measure
     },
     "huge_pages": {"small pages, 1 thread", "huge pages, 1 thread"},
     "train": {"distrec, from Parquet", "distrec, batches made before", "bare TorchRec loop", "dense part alone"},
+    "prepare": {"plain text", "gzip", "PyArrow's CSV parser", "Parquet, leave-one-out"},
     "start": {"all", "python", "imports", "process group", "build", "first step", "import torch"},
     "recall": {"distrec", "bare Faiss", "Flat", "NumPy"},
     "checkpoint": {"distrec, save", "disk, write and fsync"},

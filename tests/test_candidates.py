@@ -12,9 +12,9 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from distrec.batch import Batch, Position
-from distrec.candidates import NOT_IN, Candidates
 from distrec.config.retrieval import Retrieval
-from distrec.frequency import Frequency
+from distrec.retrieval.candidates import NOT_IN, Candidates
+from distrec.retrieval.frequency import Frequency
 
 ITEMS, ROWS, DIM = 9, 5, 4
 OWN = [3, 1, 3, 7, -1]  # the last row is padding

@@ -13,8 +13,8 @@ from distrec import dist
 from distrec.config.retrieval import Retrieval
 from distrec.errors import UserError
 from distrec.evaluate import Evaluation, better
-from distrec.evaluate_retrieval import collect_queries, evaluate_retrieval
 from distrec.metrics.retrieval import RetrievalMetrics
+from distrec.retrieval.evaluate import collect_queries, evaluate_retrieval
 
 ITEMS, DIM = 30, 4
 Output = dict[str, torch.Tensor]

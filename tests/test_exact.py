@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from distrec import exact
-from distrec.exact import Share, pair_scores, split_rows, top_k
+from distrec.retrieval import exact
+from distrec.retrieval.exact import Share, pair_scores, split_rows, top_k
 
 
 def brute_force(queries: np.ndarray, items: np.ndarray, k: int, hidden: list[list[int]]) -> np.ndarray:

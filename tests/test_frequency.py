@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distrec.frequency import HASHES, Frequency
+from distrec.retrieval.frequency import HASHES, Frequency
 
 
 def loop(batches: list[list[int]], rate: float, start: dict[int, tuple[float, float]]) -> dict[int, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distrec.errors import UserError
-from distrec.graph import TOLERANCE, Graph, export_onnx, export_program
+from distrec.export.graph import TOLERANCE, Graph, export_onnx, export_program
 from distrec.models import build, build_retriever
 from distrec.models.inputs import Embedded, InputSpec, RetrieverSpec
 from distrec.models.jagged import repeat_rows, segment_softmax, segment_sum

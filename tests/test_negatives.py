@@ -24,8 +24,8 @@ from distrec.data.complete import complete, no_items
 from distrec.data.negatives import Drawer
 from distrec.data.neighbours import Neighbours
 from distrec.errors import UserError
-from distrec.exact import Share
-from distrec.retriever import MASK, TARGETS, Items, open_items, reading
+from distrec.retrieval.exact import Share
+from distrec.retrieval.retriever import MASK, TARGETS, Items, open_items, reading
 
 
 def read(data: Path, split: str = "train", **retrieval: Any) -> tuple[list[Batch], Items]:

@@ -13,7 +13,7 @@ import torch
 from ranks import run_ranks
 
 from distrec.config.load import dump, parse
-from distrec.planning import Machines, Planned, make
+from distrec.planner.planning import Machines, Planned, make
 
 pytestmark = pytest.mark.slow  # ranks that train under a watch on their memory, for a minute
 

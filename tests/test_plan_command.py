@@ -16,7 +16,7 @@ from PIL import Image
 from toml_text import to_toml
 
 from distrec.cli import app  # noqa: F401  # so that the first test does not pay for the import
-from distrec.plan_screen import _groups
+from distrec.planner.screen import _groups
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs/plan").glob("*.toml"))

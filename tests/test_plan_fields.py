@@ -13,7 +13,6 @@ from single_rank import alone, make
 from small_run import write_rows
 from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
-from distrec import planning
 from distrec.config.load import parse
 from distrec.config.schema import Comms, Config
 from distrec.embeddings import shard
@@ -23,8 +22,9 @@ from distrec.embeddings.sharders import sharders
 from distrec.engine import Engine
 from distrec.errors import UserError
 from distrec.pipeline import make_pipeline
-from distrec.planning import Machines, Planned
-from distrec.ways_out import find_ways_out
+from distrec.planner import planning
+from distrec.planner.planning import Machines, Planned
+from distrec.planner.ways_out import find_ways_out
 
 GB = 2**30
 BATCH = 4096

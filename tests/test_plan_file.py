@@ -18,7 +18,7 @@ from distrec.config.schema import Config
 from distrec.embeddings.plan_file import _covers
 from distrec.engine import Engine
 from distrec.errors import UserError
-from distrec.planning import Machines, make
+from distrec.planner.planning import Machines, make
 
 GB = 2**30
 KINDS = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard")

@@ -17,9 +17,9 @@ from distrec.embeddings.cluster import Bandwidths, Cluster
 from distrec.embeddings.estimate import imbalance
 from distrec.embeddings.plan import DoesNotFit, rank_ranges
 from distrec.errors import UserError
-from distrec.footprint import PROBE_ROWS, footprint
-from distrec.planning import Machines, differences, make, summary
-from distrec.ways_out import find_ways_out
+from distrec.planner.footprint import PROBE_ROWS, footprint
+from distrec.planner.planning import Machines, differences, make, summary
+from distrec.planner.ways_out import find_ways_out
 
 MB, GB = 2**20, 2**30
 BATCH = 128

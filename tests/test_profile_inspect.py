@@ -20,7 +20,7 @@ from distrec.profile.footers import survey
 from distrec.profile.inspection import inspect_files
 from distrec.profile.rates import label_rates
 from distrec.profile.sample import take_sample
-from distrec.screen_profile import to_json
+from distrec.profile.screen import to_json
 
 ROWS = 1000
 

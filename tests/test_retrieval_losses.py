@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distrec.blockwise import blockwise_sum
-from distrec.retrieval_losses import bce_loss, bpr_loss, ccl_loss, softmax_loss
+from distrec.retrieval.blockwise import blockwise_sum
+from distrec.retrieval.losses import bce_loss, bpr_loss, ccl_loss, softmax_loss
 
 
 def sigmoid(x: float) -> float:

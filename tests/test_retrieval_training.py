@@ -17,7 +17,7 @@ from distrec.config.check import find_faults, monitored_metric
 from distrec.config.load import parse, structure
 from distrec.engine import validate
 from distrec.errors import UserError
-from distrec.planning import beside_tables
+from distrec.planner.planning import beside_tables
 from distrec.profile.inspection import inspect_config
 from distrec.trainer import Trainer, build
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distrec.dist import gather_rows
-from distrec.exact import Share, top_k
+from distrec.retrieval.exact import Share, top_k
 
 
 class Neighbours:

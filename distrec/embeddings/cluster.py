@@ -41,7 +41,7 @@ class Cluster:
     local_world: int  # ranks a machine
     device: str  # cpu or cuda
     memory: int  # bytes of device memory that a rank may use (of host memory on CPU)
-    dense: int = 0  # bytes of it that go to what is not a table: see distrec.footprint
+    dense: int = 0  # bytes of it that go to what is not a table: see distrec.planner.footprint
     host_memory: int | None = None  # bytes of host memory a rank may use beside its GPU, for cached tables
     bandwidths: Bandwidths = field(default_factory=Bandwidths)
     replicas: Replicas = Replicas()

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from distrec.exact import top_k
 from distrec.metrics.retrieval import RetrievalMetrics
 from distrec.recall.auto import Point, measure, overlap, timed
 from distrec.recall.index import VectorIndex
 from distrec.recall.search import recommend
 from distrec.recall.vectors import Export
+from distrec.retrieval.exact import top_k
 
 BATCH_S = 3  # timings of a batch; the best counts
 SCANNED_BYTES = 2**33  # of vectors, for the scan that an index is compared with

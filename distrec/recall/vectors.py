@@ -17,7 +17,7 @@ from torch import Tensor
 from distrec.errors import UserError
 from distrec.seal import unseal, verify
 
-ROW_GROUP = 2**15  # as many as `distrec.exact` scores at once
+ROW_GROUP = 2**15  # as many as `distrec.retrieval.exact` scores at once
 LISTS = pa.list_(pa.int64())
 EXPORT = "distrec export"
 REMEDY = "export the run again: distrec export RUN"
@@ -51,7 +51,7 @@ class VectorWriter:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Parts on disk, one after another. As a catalogue for `distrec.exact.top_k`, it need not fit in memory."""
+    """Parts on disk, one after another. As a catalogue for `distrec.retrieval.exact.top_k`, it need not fit in memory."""
 
     parts: tuple[Path, ...]
     dim: int

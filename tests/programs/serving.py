@@ -12,11 +12,12 @@ import torch
 import torch.distributed as torch_dist
 from small_retrieval import retrieval_values, write_retrieval
 
-from distrec import dist, exact, log
+from distrec import dist, log
 from distrec.config.load import parse
-from distrec.exact import Share, pair_scores, split_rows, top_k
-from distrec.export import export
+from distrec.export.write import export
 from distrec.metrics.retrieval import RetrievalMetrics
+from distrec.retrieval import exact
+from distrec.retrieval.exact import Share, pair_scores, split_rows, top_k
 from distrec.trainer import build
 
 EXACT = {"items": 101, "queries": 30, "k": 7, "dim": 4}

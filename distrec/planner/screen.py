@@ -12,8 +12,8 @@ from rich.text import Text
 
 from distrec.embeddings.estimate import Milliseconds, PlacedTable
 from distrec.embeddings.plan import human_bytes, rank_ranges
-from distrec.planning import Planned, differences, imbalances, spread
-from distrec.ways_out import Way
+from distrec.planner.planning import Planned, differences, imbalances, spread
+from distrec.planner.ways_out import Way
 
 console = Console(highlight=False, soft_wrap=True)
 console.width = max(console.width, 140)  # a table that wraps in a log cannot be read

@@ -22,11 +22,11 @@ from distrec.embeddings.quantize import Precision, quantize, restore
 from distrec.embeddings.table_files import own_rows, write_parts
 from distrec.engine import Engine, open_reader
 from distrec.errors import UserError
-from distrec.export_vectors import Run, write_item_queries, write_items, write_page, write_queries
-from distrec.graph import Graph, export_onnx, export_program
+from distrec.export.graph import Graph, export_onnx, export_program
+from distrec.export.vectors import Run, write_item_queries, write_items, write_page, write_queries
 from distrec.models.inputs import InputSpec
 from distrec.recall.vectors import EXPORT
-from distrec.retrieval_task import retriever_spec
+from distrec.retrieval.task import retriever_spec
 from distrec.seal import MANIFEST, checksum, seal, unseal
 from distrec.trained import restored, scoring
 

@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 from distrec.batch import Batch
 from distrec.config.retrieval import Retrieval
 from distrec.dist import gather_rows
-from distrec.frequency import Frequency
+from distrec.retrieval.frequency import Frequency
 
 NOT_IN = "not_in"  # key of Batch.lists: a query's other items
 RARE = 1e-12  # an expected count is at least this, so that its logarithm is finite

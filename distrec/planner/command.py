@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from distrec import plan_screen
 from distrec.config.load import load
 from distrec.config.schema import Config
 from distrec.config.words import SIZE
 from distrec.embeddings.cluster import Bandwidths
 from distrec.embeddings.plan import DoesNotFit, parse_bytes
 from distrec.errors import UserError
-from distrec.planning import Machines, Planned, make, summary
-from distrec.ways_out import find_ways_out
+from distrec.planner import screen
+from distrec.planner.planning import Machines, Planned, make, summary
+from distrec.planner.ways_out import find_ways_out
 
 SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
@@ -71,15 +71,15 @@ def answer(
     if save is not None:
         planned.save(save)
     if png is not None:
-        from distrec.plan_picture import draw  # matplotlib takes a while to import
+        from distrec.planner.picture import draw  # matplotlib takes a while to import
 
         draw(planned, png)
     if as_json:
         print(json.dumps(summary(planned), indent=2))
         return
-    plan_screen.show(planned)
+    screen.show(planned)
     if compare is not None:
-        plan_screen.compare(planned, _other(config, question, overrides, compare))
+        screen.compare(planned, _other(config, question, overrides, compare))
 
 
 def _fitting(config: Config, question: Question, command: str) -> Planned:
@@ -87,7 +87,7 @@ def _fitting(config: Config, question: Question, command: str) -> Planned:
     try:
         return make(config, machines)
     except DoesNotFit as error:
-        raise UserError(f"{error}\n{plan_screen.ways(find_ways_out(config, machines, error), command)}") from None
+        raise UserError(f"{error}\n{screen.ways(find_ways_out(config, machines, error), command)}") from None
 
 
 def _other(config: Config, question: Question, overrides: Sequence[str], compare: str) -> Planned:

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distrec import queries as asking
-from distrec import recall_screen
 from distrec.config.schema import Config
 from distrec.dist import Ranks, from_first, refuse, together
 from distrec.engine import Engine, open_reader
 from distrec.errors import UserError
-from distrec.export import FOLDER, identity
+from distrec.export.write import FOLDER, identity
 from distrec.log import logger
-from distrec.queries import Question, ask_history, ask_user
+from distrec.recall import queries as asking
+from distrec.recall import screen
 from distrec.recall.auto import Point
 from distrec.recall.index import VectorIndex
 from distrec.recall.make import make_index
+from distrec.recall.picture import draw
+from distrec.recall.queries import Question, ask_history, ask_user
 from distrec.recall.report import halves, hold, measure_index
 from distrec.recall.search import recommend
 from distrec.recall.vectors import Export
-from distrec.recall_picture import draw
 from distrec.trained import restored, scoring
 
 INDEX, REPORT = "index", "report"  # folders of a run
@@ -42,7 +42,7 @@ def build_index(run: Path, factory: str, target: float, k: int | None, source: P
         raise UserError(f"-k {k}, and the export has {export.items.rows:,} items: k is from 1 to that")
     index = make_index(export, factory, target, k or DEPTH, logger.info)
     folder = out or run / INDEX
-    recall_screen.indexed(str(folder), index.facts, index.save(folder))
+    screen.indexed(str(folder), index.facts, index.save(folder))
 
 
 def recommend_items(
@@ -116,7 +116,7 @@ def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, ou
     folder = from_first(write)
     if ranks.first:
         print((folder / "report.md").read_text(encoding="utf-8"))
-        recall_screen.console.print(f"wrote {folder}: report.md, report.json, recall.png", markup=False)
+        screen.console.print(f"wrote {folder}: report.md, report.json, recall.png", markup=False)
 
 
 def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> tuple[VectorIndex, Engine]:
@@ -158,14 +158,14 @@ def _show(question: Question, listed: Sequence[dict[str, Any]]) -> None:
         [str(place), *("" if value is None else str(value) for value in item.values())] for place, item in enumerate(listed, 1)
     ]
     hidden = f"; {len(question.seen)} items seen before are left out" if len(question.seen) else ""
-    recall_screen.recommended(f"for {question.said}{hidden}", columns, rows)
+    screen.recommended(f"for {question.said}{hidden}", columns, rows)
 
 
 def _write(folder: Path, report: dict[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(recall_screen.markdown(report), encoding="utf-8")
+        (folder / "report.md").write_text(screen.markdown(report), encoding="utf-8")
         draw(report["measured"], report["index"], folder / "recall.png")
     except OSError as error:
         raise UserError(f"the report cannot be written to {folder}: {error.strerror}; name another folder with --out") from None

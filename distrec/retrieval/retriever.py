@@ -9,7 +9,6 @@ import torch
 
 from distrec import models
 from distrec.batch import Batch
-from distrec.candidates import NOT_IN, Candidates
 from distrec.config.layout import Layout
 from distrec.config.retrieval import Retrieval
 from distrec.config.schema import Config
@@ -19,8 +18,9 @@ from distrec.data.items import ItemUse
 from distrec.data.negatives import COLUMN, Drawer, Joiner
 from distrec.embeddings import tables
 from distrec.errors import UserError
-from distrec.frequency import Frequency
-from distrec.retrieval_task import RetrievalHead, RetrievalTask, Towers, query_names, retriever_spec
+from distrec.retrieval.candidates import NOT_IN, Candidates
+from distrec.retrieval.frequency import Frequency
+from distrec.retrieval.task import RetrievalHead, RetrievalTask, Towers, query_names, retriever_spec
 
 TARGETS, MASK = "targets", "mask"  # keys of Batch.lists when evaluating
 

@@ -18,7 +18,7 @@ from distrec.data.columns import Use, is_key
 from distrec.data.single import encode_row, find_row, no_row
 from distrec.engine import Engine, reading_of
 from distrec.errors import UserError
-from distrec.retriever import MASK
+from distrec.retrieval.retriever import MASK
 
 SPLITS = ("test", "valid")  # where a user is looked for: the later the split, the more is known of a user
 

@@ -19,7 +19,7 @@ from distrec.embeddings import plan_file, shard
 from distrec.embeddings.cluster import Bandwidths, Cluster, share_out
 from distrec.embeddings.estimate import Bytes, Estimate, Milliseconds, estimate, imbalance
 from distrec.engine import AnyTask, dense_footprint, make_task, plan_for, refuse_on, sharders_for, step_rows
-from distrec.footprint import Footprint
+from distrec.planner.footprint import Footprint
 
 if TYPE_CHECKING:
     from torchrec.distributed.types import ShardingPlan

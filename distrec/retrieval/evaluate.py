@@ -13,9 +13,9 @@ from torch import Tensor
 from distrec.config.retrieval import Retrieval
 from distrec.dist import Ranks, refuse
 from distrec.evaluate import Evaluation
-from distrec.exact import Share, pair_scores, split_rows, top_k
 from distrec.metrics.retrieval import RetrievalMetrics, distinct, sum_over
 from distrec.metrics.sampled import SampledMetrics, sample_unseen
+from distrec.retrieval.exact import Share, pair_scores, split_rows, top_k
 
 QUERY_ROWS = 2**16  # queries of a rank that are searched for at once: the catalogue goes round once for them all
 SAMPLE_SEED = 0  # of the items that `retrieval.rank_among` draws: part of the protocol, and no setting

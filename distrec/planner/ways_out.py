@@ -11,8 +11,8 @@ from distrec.config.schema import Config, Table
 from distrec.embeddings import plan as plans
 from distrec.embeddings.plan import DoesNotFit
 from distrec.errors import UserError
-from distrec.footprint import Footprint
-from distrec.planning import Machines, Planned, beside_tables, make
+from distrec.planner.footprint import Footprint
+from distrec.planner.planning import Machines, Planned, beside_tables, make
 
 TRIES = 6  # plans made for one kind of way out before it is given up
 SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # of a table's rows in the GPU's cache

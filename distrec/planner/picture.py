@@ -16,7 +16,7 @@ from matplotlib.ticker import MultipleLocator
 from distrec.embeddings.estimate import Milliseconds
 from distrec.embeddings.plan import human_bytes
 from distrec.errors import UserError
-from distrec.planning import Planned
+from distrec.planner.planning import Planned
 
 GB = 2**30
 USES = {

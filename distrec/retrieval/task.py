@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
-from distrec import retrieval_losses as losses
 from distrec.batch import Batch
-from distrec.blockwise import blockwise_sum
-from distrec.candidates import Candidates, Pool
 from distrec.config.layout import Layout
 from distrec.config.retrieval import Retrieval
 from distrec.models.inputs import Embedded, InputSpec, Jagged, RetrieverSpec
+from distrec.retrieval import losses
+from distrec.retrieval.blockwise import blockwise_sum
+from distrec.retrieval.candidates import Candidates, Pool
 from distrec.task import Inputs, Outputs
 
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}  # of scores at once: on CPU they stay in a core's cache

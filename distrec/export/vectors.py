@@ -14,9 +14,9 @@ from torch import Tensor
 from distrec.data import Reader
 from distrec.data.catalogue import Catalogue, CatalogueReader
 from distrec.dist import Ranks, refuse
-from distrec.evaluate_retrieval import collect_queries
 from distrec.metrics.projector import write_projector
 from distrec.recall.vectors import LISTS, Vectors, VectorWriter, list_column
+from distrec.retrieval.evaluate import collect_queries
 from distrec.task import Outputs
 
 Run = Callable[[Reader | CatalogueReader], Iterator[Outputs]]

@@ -1,0 +1,1 @@
+"""Files that serve: tables, a retriever's vectors, and a model without its tables as a program."""
