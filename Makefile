@@ -57,7 +57,7 @@ docs: install
 	$(BIN)/distrec schema --markdown > docs/config.md
 
 bench: install
-	for name in input embedding huge_pages train start checkpoint recall; do \
+	for name in prepare input embedding huge_pages train start checkpoint recall; do \
 		$(BIN)/python -m benchmarks.$$name --size short --out runs/bench || exit 1; done
 
 gpu:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 from collections import Counter
 from itertools import pairwise
 
@@ -15,7 +14,8 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 from retrieval_rows import expected, given, leave_one_out, on_disk, read, same, temporal
 
-from benchmarks.prepare_interactions import generate, run_once
+from benchmarks.prepare import apart
+from benchmarks.raw_files import write_log
 from distrec.prepare.retrieval import buckets as buckets_module
 from distrec.prepare.retrieval import interactions as interactions_module
 from distrec.prepare.retrieval.interactions import interactions
@@ -248,9 +248,8 @@ def test_memory_does_not_grow_with_the_log(tmp_path):
     """Seven million more rows are 160 MiB of ids and times alone, before any history."""
     peaks = []
     for rows in (1_000_000, 8_000_000):
-        generate(tmp_path, rows)
-        peaks.append(run_once(tmp_path / "log.parquet", tmp_path / "out", {})["peak_mib"])
-        shutil.rmtree(tmp_path / "out")
+        write_log(tmp_path, rows)
+        peaks.append(apart("interactions", tmp_path / "log.parquet", tmp_path / "out", {}).peak_mib)
     assert peaks[1] - peaks[0] < 250
 
 
