@@ -37,7 +37,7 @@ NAMES = {  # a benchmark, and the variants that it must measure
 
 def test_there_is_a_test_for_every_benchmark() -> None:
     programs = {p.stem for p in (ROOT / "benchmarks").glob("*.py") if "argv: Sequence[str]" in p.read_text(encoding="utf-8")}
-    assert programs - {"report"} == set(NAMES)
+    assert programs - {"report", "retrieval_quality"} == set(NAMES)  # the latter: test_retrieval_quality.py
 
 
 def test_variants_run_by_turns_and_the_warmup_does_not_count() -> None:
@@ -136,7 +136,8 @@ def test_it_runs_and_leaves_json_and_a_picture(name: str, tmp_path: Path) -> Non
 def test_the_document_of_what_was_measured_holds_what_the_results_hold() -> None:
     text = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
     results = list(markdown.tables())
-    assert {Path(path).stem for path in (ROOT / "benchmarks" / "results" / "cpu").glob("*.json")} == set(NAMES)
+    left = {Path(path).stem for path in (ROOT / "benchmarks" / "results" / "cpu").glob("*.json")}
+    assert left - {"retrieval_quality"} == set(NAMES)
     for command_, _ in results:
         assert command_.replace("--rechub …", "--rechub rechub/bin/python") in text
     known = "\n".join(table for _, table in results)

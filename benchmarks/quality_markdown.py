@@ -1,0 +1,118 @@
+"""benchmarks/retrieval_quality.md, from the runs that were recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, median
+from typing import Any
+
+from benchmarks.quality_rows import DATASETS, Dataset, Row
+
+Runs = Sequence[Mapping[str, Any]]  # as `benchmarks.retrieval_quality` records them
+
+NAMES = {"recall": "Recall", "ndcg": "NDCG", "hit_rate": "HR"}
+HEAD = """# How good the retrievers are
+
+Written by `python -m benchmarks.retrieval_quality`, which trains the configs and records each run in
+`benchmarks/results/cpu/retrieval_quality.json`. Look there for every single run, and for the versions that it ran with.
+
+## How it is measured
+
+- **Each row is a config that ships**, trained from scratch by `distrec train` in one process, once for each seed, and scored
+  once on `data.test`. A figure is the mean over the seeds; in parentheses are the lowest and the highest.
+- **Full ranking.** Each query is scored against every item of the catalogue, by exact search. Nothing is sampled, and no index
+  is involved. (HR@10 of .7 and more in papers on MovieLens is among 100 sampled items: another question.)
+- *Recall@k* is the share of the items asked for that are among the best k, *NDCG@k* also rewards ranks near the top, and
+  *HR@k* is the share of queries that find any. With one item asked for, as in leave-one-out, HR@k is Recall@k. All are between
+  0 and 1, and higher is better.
+- **Published** figures are of the same split, the same metric and full ranking, as their authors state them.
+- **A run** is the median wall time of one run with reading, scoring and saving, on 2 CPU cores shared with other work, where it
+  does not say GPU. Times differ by as much as that work did.
+"""
+
+
+def render(runs: Runs) -> str:
+    """The whole document. Rows of which no run is recorded are left out."""
+    parts = [HEAD]
+    for dataset in DATASETS:
+        measured = {row: found for row in dataset.rows if (found := [run for run in runs if run["config"] == row.config])}
+        if measured:
+            parts += _section(dataset, measured)
+    return "\n".join(parts)
+
+
+def _section(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
+    yield f"## {dataset.title}\n"
+    yield f"{dataset.protocol}\n"
+    yield "\n".join(_table(dataset, measured)) + "\n"
+    yield f"Published: {dataset.source}."
+    if dataset.other is not None:
+        yield _gap(dataset.metrics[-1], dataset.other, measured)
+    yield f"\nThe data, all rows again, or one run of each:\n\n```bash\n{dataset.prepare}"
+    yield f"python -m benchmarks.retrieval_quality --again --only {' '.join(row.config for row in measured)}"
+    yield from (f"distrec train configs/{row.config}.toml train.seed={runs[0]['seed']}" for row, runs in measured.items())
+    yield "```\n"
+
+
+def _table(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
+    compared = any(row.published for row in dataset.rows)
+    heads = ["model", "config", "seeds"]
+    for metric in dataset.metrics:
+        heads += [label(metric), "published"] if compared else [label(metric)]
+    yield _line([*heads, "a run"])
+    yield _line(["---", "---", *["---:"] * (len(heads) - 1)])
+    for row, runs in measured.items():
+        cells = [row.model, f"[{row.config}](../configs/{row.config}.toml)", str(len(runs))]
+        for metric in dataset.metrics:
+            cells += [_spread(runs, metric), _published(row, runs, metric)] if compared else [_spread(runs, metric)]
+        yield _line([*cells, _wall(runs)])
+    if dataset.other is not None:
+        yield _line(
+            [
+                f"*{dataset.other.model}*",
+                "*published*",
+                "",
+                *(f"*{dataset.other.published[m]:.4f}*" for m in dataset.metrics),
+                "",
+            ]
+        )
+
+
+def label(metric: str) -> str:
+    """As papers write it: `hit_rate@10` is HR@10."""
+    name, k = metric.split("@")
+    return f"{NAMES[name]}@{k}"
+
+
+def _spread(runs: Runs, metric: str) -> str:
+    values = [run["metrics"][metric] for run in runs]
+    return f"{fmean(values):.4f}" + (f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else "")
+
+
+def _published(row: Row, runs: Runs, metric: str) -> str:
+    if metric not in row.published:
+        return ""
+    difference = _mean(runs, metric) - row.published[metric]
+    return f"{row.published[metric]:.4f} ({difference:+.4f})"
+
+
+def _gap(metric: str, other: Row, measured: Mapping[Row, Runs]) -> str:
+    best = max(measured, key=lambda row: _mean(measured[row], metric))
+    ours, theirs = _mean(measured[best], metric), other.published[metric]
+    return (
+        f"{other.model} is no model of distrec: it attends to the whole sequence. The best row here, {best.model}, has "
+        f"{label(metric)} {abs(ours - theirs):.3f} {'above' if ours > theirs else 'below'} it."
+    )
+
+
+def _mean(runs: Runs, metric: str) -> float:
+    return fmean(run["metrics"][metric] for run in runs)
+
+
+def _wall(runs: Runs) -> str:
+    devices = " and ".join(sorted({run["device"].upper() for run in runs}))
+    return f"{median(run['seconds'] for run in runs) / 60:.1f} min" + (f" ({devices})" if devices != "CPU" else "")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

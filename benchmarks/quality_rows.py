@@ -1,0 +1,70 @@
+"""Which retrievers are measured on which data, and what others published for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+BARS = "[BARS, Gowalla_m1](https://openbenchmark.github.io/BARS/)"
+ZHAI = "[Zhai et al., ICML 2024](https://arxiv.org/abs/2402.17152), by the [authors' code]"
+ZHAI += "(https://github.com/facebookresearch/generative-recommenders)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model: `configs/<config>.toml`."""
+
+    config: str
+    model: str
+    published: Mapping[str, float] = field(default_factory=dict, hash=False)  # by metric, for the same model
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows that compare."""
+
+    title: str
+    prepare: str  # command
+    metrics: tuple[str, ...]  # as `distrec train` calls them, on data.test
+    protocol: str  # Markdown: what is asked, what is hidden, and what chose the hyper-parameters
+    rows: tuple[Row, ...]
+    source: str  # Markdown: where the published figures are from
+    other: Row | None = None  # a published model that distrec does not have; its config is empty
+
+
+DATASETS = (
+    Dataset(
+        "Gowalla",
+        "distrec prepare gowalla --out data/gowalla --source gowalla.zip",
+        ("recall@20", "ndcg@20"),
+        "Check-ins of 29,858 users at 40,981 places, in LightGCN's split: the held-out places of each user are to be found, "
+        "7 of them on average, and places of the user's training rows are masked. All vectors have 64 dims. "
+        "Hyper-parameters and the number of epochs were chosen on the validation split of `prepare --valid-share 0.1`, one "
+        "training place of a tenth of the users; these runs then train on all of train, for the epochs that the config says, "
+        "and are scored on test once. The published figures are of the epoch that was best on test.",
+        (
+            Row("mf_gowalla", "MF", {"recall@20": 0.1627, "ndcg@20": 0.1378}),
+            Row("youtube_dnn_gowalla", "YoutubeDNN", {"recall@20": 0.1754, "ndcg@20": 0.1473}),
+            Row("simplex_gowalla", "SimpleX", {"recall@20": 0.1872, "ndcg@20": 0.1557}),
+            Row("two_tower_gowalla", "two-tower"),
+        ),
+        f"{BARS}; its MF is trained with BPR",
+    ),
+    Dataset(
+        "MovieLens-1M",
+        "distrec prepare movielens-1m --task retrieval --out data/ml-1m --source ml-1m.zip",
+        ("hit_rate@10", "ndcg@10", "hit_rate@50"),
+        "Ratings of 6,040 users for 3,706 movies, leave-one-out: each user's last movie is to be found, the one before is that "
+        "of the validation split, and all others are trained on, each with the movies that the user had rated before it. "
+        "Movies that the user rated before the one asked for are masked. Hyper-parameters and the epoch were chosen on the "
+        "validation split; test was scored once a run, on the checkpoint that was best there.",
+        (
+            Row("mf_movielens", "MF"),
+            Row("dssm_movielens", "DSSM"),
+            Row("youtube_dnn_movielens", "YoutubeDNN"),
+            Row("two_tower_movielens", "two-tower"),
+        ),
+        ZHAI,
+        Row("", "SASRec", {"hit_rate@10": 0.2853, "ndcg@10": 0.1603, "hit_rate@50": 0.5474}),
+    ),
+)
