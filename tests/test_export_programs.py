@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,29 @@ def test_a_query_tower_gives_the_vectors_that_recommendations_come_from(distrec:
     scores = np.array(items["vector"].to_pylist()) @ unknown
     assert [item["item"] for item in told] == [f"item-{i}" for i in np.argsort(-scores) if i not in (3, 7)]
     assert "item 'item-99' is not in the catalogue" in distrec("recall", run, "--history", "item-99").err
+
+
+def test_a_history_reaches_pooled_features_too(distrec: Command, retriever: tuple[Path, Path], tmp_path: Path) -> None:
+    config = tomllib.loads(retriever[1].read_text())
+    pooled = {"column": "history", "table": "item", "pooling": "mean"}
+    config["features"] = {
+        "sparse": [
+            *config["features"]["sparse"][:1],
+            {"name": "item_index", "table": "item", "pooling": "mean"},
+            {"name": "last", "max_length": 1} | pooled,
+            {"name": "recent", "max_length": 2} | pooled,
+            {"name": "genre", "table": "genre"},
+        ]
+    }
+    config["retrieval"]["item_features"] = ["item_index", "genre"]
+    path, run = tmp_path / "pooled.toml", tmp_path / "run"
+    path.write_text(to_toml(config | {"folder": str(run)}))
+    for words in (("train", path), ("export", run, "--program", "torch"), ("index", run)):
+        assert distrec(*words).code == 0
+    told = json.loads(distrec("recall", run, "--history", "item-9,item-3,item-7", "-k", "37", "--json").out)["items"]
+    asked = Server(run / "export").answer(None, {"user_id": [[]], "last": [[7]], "recent": [[3, 7]]}).numpy()[0]
+    scores = np.array(pq.read_table(run / "export/items")["vector"].to_pylist()) @ asked
+    assert [item["item"] for item in told] == [f"item-{i}" for i in np.argsort(-scores) if i not in (3, 7, 9)]
 
 
 def test_ids_of_ones_own_are_what_an_index_answers_with(distrec: Command, retriever: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ FEW_ROWS = 2**14  # a scan of so few is as fast as any index
 FEWEST_A_LIST = 39  # vectors that k-means wants for each list, by Faiss' own measure
 MOST_SUBVECTORS = 128
 MANY_LISTS = 2**14  # from here on, the search for the nearest lists is itself worth an index
+FATAL = re.compile(r"(?:IVF0|HNSW[01])(?!\d)")  # Faiss takes these, and the process dies when it adds or searches
 EXAMPLES = '"Flat", "IVF1024,Flat", "IVFx,PQyx4fsr,RFlat" (distrec picks x and y), "HNSW32" or "auto"'
 
 
@@ -38,6 +39,8 @@ def make(factory: str, rows: int, dim: int) -> Any:
     Raises:
         UserError: the string does not parse, does not fit the dim, or wants more vectors to learn from than there are.
     """
+    if found := FATAL.search(factory):
+        raise UserError(f"factory {factory!r}: {found[0]} is too few to find anything by; try {EXAMPLES}")
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from distrec.errors import UserError
 from distrec.log import logger
-from distrec.recall.factory import lists_of, make, reason
+from distrec.recall.factory import EXAMPLES, lists_of, make, reason
 from distrec.recall.vectors import Vectors
 from distrec.seal import checksum, seal, unseal, verify
 
@@ -112,7 +112,7 @@ def build(items: Vectors, factory: str, model: Mapping[str, Any], seed: int = 0)
         seed: of the sample.
 
     Raises:
-        UserError: the string is none, or there are too few vectors.
+        UserError: the string is none or makes an index that vectors cannot be added to, or there are too few of them.
     """
     began = time.perf_counter()
     made = make(factory, items.rows, items.dim)
@@ -120,8 +120,7 @@ def build(items: Vectors, factory: str, model: Mapping[str, Any], seed: int = 0)
     if not index.is_trained:
         _train(index, items, factory, seed)
     trained = time.perf_counter()
-    for _, block in items.blocks():
-        index.add(block.numpy())
+    _fill(index, items, factory)
     facts = {
         "model": dict(model),
         "metric": "inner_product",
@@ -163,3 +162,13 @@ def _train(index: Any, items: Vectors, factory: str, seed: int) -> None:
             f"factory {factory!r} cannot learn from {items.rows:,} vectors: {reason(error)}; "
             'use one with fewer lists and codes, "Flat" say, or "auto"'
         ) from None
+
+
+def _fill(index: Any, items: Vectors, factory: str) -> None:
+    for _, block in items.blocks():
+        try:
+            index.add(block.numpy())
+        except RuntimeError as error:
+            raise UserError(
+                f"factory {factory!r} makes an index that takes no vectors from distrec: {reason(error)}; try {EXAMPLES}"
+            ) from None

@@ -10,6 +10,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from distrec.batch import Batch
+from distrec.config.layout import Layout, Lookup
 from distrec.config.retrieval import Retrieval
 from distrec.config.schema import Config
 from distrec.data import open_dataset, uses
@@ -73,15 +74,17 @@ def ask_history(engine: Engine, ids: Sequence[str]) -> Question:
     batch = encode_row(
         no_row(how.present, "the query of --history, of which nothing else is known"), engine.config.data, how.present
     )
-    shared = {f.table: f.name for f in _lookups(engine) if f.name in retrieval.item_features}
-    histories = {f.name: shared[f.table] for f in how.present.sequences if f.pooling is None and f.table in shared}
+    shared = {f.table: f.name for f in _lookups(engine.layout) if f.name in retrieval.item_features}
+    histories = [f for f in _lookups(how.present) if f.table in shared and (f.pooling is None or f.max_length is not None)]
     if not histories:
-        raise UserError("--history needs a model that reads one: a [[features.sequence]] on a table of the item's features")
+        raise UserError(
+            "--history needs a model that reads one: a [[features.sequence]], or a [[features.sparse]] with max_length, on a "
+            "table of the item's features"
+        )
     known = catalogue.take(rows).ids
-    given = {name: known[feature].values for name, feature in histories.items()}
-    lengths = {f.name: f.max_length for f in how.present.sequences}
-    newest = {name: values[-(lengths[name] or len(values)) :] for name, values in given.items()}
-    return Question(", ".join(ids), how.complete(replace(batch, sequence=_with_ids(batch.sequence, newest))), rows)
+    newest = {f.name: known[shared[f.table]].values[-(f.max_length or 0) :] for f in histories}
+    asked = replace(batch, sparse=_with_ids(batch.sparse, newest), sequence=_with_ids(batch.sequence, newest))
+    return Question(", ".join(ids), how.complete(asked), rows)
 
 
 def find_items(catalogue: Catalogue, ids: Sequence[str]) -> np.ndarray:
@@ -122,8 +125,8 @@ def _with_ids(rows: KeyedJaggedTensor | None, ids: dict[str, np.ndarray]) -> Key
     return KeyedJaggedTensor(keys=rows.keys(), values=torch.cat(parts), lengths=lengths, stride=1)
 
 
-def _lookups(engine: Engine) -> list:
-    return [*engine.layout.bags, *engine.layout.sequences]
+def _lookups(layout: Layout) -> list[Lookup]:
+    return [*layout.bags, *layout.sequences]
 
 
 def _catalogue(engine: Engine) -> Catalogue:
