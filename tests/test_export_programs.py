@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -175,9 +176,36 @@ def test_without_rows_to_evaluate_on_items_stand_in_for_queries(
     assert "the report needs queries with targets" in ended.err
 
 
+@pytest.mark.parametrize("verb", ["check", "train"])
 def test_a_k_larger_than_the_catalogue_is_refused_before_training(
-    distrec: Command, retriever: tuple[Path, Path], tmp_path: Path
+    distrec: Command, retriever: tuple[Path, Path], tmp_path: Path, verb: str
 ) -> None:
-    ended = distrec("train", retriever[1], f"folder={tmp_path / 'run'}", "retrieval.ks=[10,50]")
+    ended = distrec(verb, retriever[1], f"folder={tmp_path / 'run'}", "retrieval.ks=[10,50]")
     assert ended.code == 2
     assert "retrieval.ks asks for the best 50 items, and retrieval.items has 40; ask for fewer" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("column", "split", "row", "value", "said"),
+    [
+        ("item_id", "items", 4, "item-7", "row 7: item 'item-7' of column 'item_id' is there twice"),
+        ("item_id", "train", 70, "tuba", "row 70: item 'tuba' is not in the catalogue (retrieval.items)"),
+        ("targets", "valid", 3, ["tuba"], "row 3: item 'tuba' is not in the catalogue (retrieval.items)"),
+    ],
+)
+def test_what_log_and_catalogue_disagree_on_ends_a_run(
+    distrec: Command, tmp_path: Path, column: str, split: str, row: int, value: Any, said: str
+) -> None:
+    data = write_retrieval(tmp_path / "data", rows=600, text=True)
+    part = data / split / "part-0.parquet"
+    table = pq.read_table(part)
+    values = table[column].to_pylist()
+    values[row] = value
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(values)), part)
+    given = retrieval_values(data, tmp_path / "run", train={"device": "cpu", "epochs": 1})
+    given["data"] |= {"valid": str(data / "valid")}
+    (tmp_path / "small.toml").write_text(to_toml(given), encoding="utf-8")
+    ended = distrec("train", tmp_path / "small.toml")
+    assert ended.code == 2
+    assert f"{split}/part-0.parquet" in ended.err
+    assert said in ended.err

@@ -209,6 +209,15 @@ def test_a_question_that_cannot_be_answered(
     assert said in ended.err
 
 
+@pytest.mark.parametrize("words", [["evaluate"], ["export"], ["recall", "--report"]], ids=lambda words: words[0])
+def test_a_k_larger_than_the_catalogue_is_refused(
+    distrec: Command, served: tuple[Path, dict[str, Any]], words: list[str]
+) -> None:
+    ended = distrec(words[0], served[0] / "run", *words[1:], "retrieval.ks=[5,41]")
+    assert ended.code == 2
+    assert "retrieval.ks asks for the best 41 items, and retrieval.items has 40; ask for fewer" in ended.err
+
+
 def test_an_index_of_other_weights_is_refused(distrec: Command, run: Path) -> None:
     assert distrec("index", run).code == 0
     facts = json.loads((run / "index/manifest.json").read_text())
