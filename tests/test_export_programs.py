@@ -176,6 +176,28 @@ def test_without_rows_to_evaluate_on_items_stand_in_for_queries(
     assert "the report needs queries with targets" in ended.err
 
 
+def test_items_and_queries_of_which_nothing_is_known_are_told(distrec: Command, tmp_path: Path) -> None:
+    data = write_retrieval(tmp_path / "data", rows=600)
+    for split, unknown in (("items", 3), ("valid", 2)):
+        part = data / split / "part-0.parquet"
+        table, name = pq.read_table(part), {"items": "item_index", "valid": "user_id"}[split]
+        ids = pa.array([None] * unknown + table[name].to_pylist()[unknown:], pa.int64())
+        pq.write_table(table.set_column(table.schema.get_field_index(name), name, ids), part)
+    features = {"sparse": [{"name": "user_id", "table": "user"}, {"name": "item_index", "table": "item"}]}
+    given = retrieval_values(data, tmp_path / "run", features=features, model={"name": "two_tower"})
+    given["data"] |= {"valid": str(data / "valid")}
+    given["retrieval"] |= {"item_features": ["item_index"]}
+    given["train"] |= {"steps": 2}
+    del given["tables"]["genre"]
+    (tmp_path / "small.toml").write_text(to_toml(given), encoding="utf-8")
+    trained = distrec("train", tmp_path / "small.toml")
+    assert trained.code == 0
+    assert "warning: 2 of 60 queries have a zero vector" in trained.err + trained.out
+    exported = distrec("export", tmp_path / "run", "--program", "none")
+    assert exported.code == 0
+    assert "warning: 3 items have a zero vector" in exported.out
+
+
 @pytest.mark.parametrize("verb", ["check", "train"])
 def test_a_k_larger_than_the_catalogue_is_refused_before_training(
     distrec: Command, retriever: tuple[Path, Path], tmp_path: Path, verb: str

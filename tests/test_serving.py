@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from command import Command, command_line
 from ranks import Outcome, run_ranks
 
+from distrec.models.two_tower import TwoTower
 from distrec.seal import seal
 
 KS = (5, 10)
@@ -211,11 +213,31 @@ def test_a_question_that_cannot_be_answered(
 
 @pytest.mark.parametrize("words", [["evaluate"], ["export"], ["recall", "--report"]], ids=lambda words: words[0])
 def test_a_k_larger_than_the_catalogue_is_refused(
-    distrec: Command, served: tuple[Path, dict[str, Any]], words: list[str]
+    distrec: Command, served: tuple[Path, dict[str, Any]], tmp_path: Path, words: list[str]
 ) -> None:
-    ended = distrec(words[0], served[0] / "run", *words[1:], "retrieval.ks=[5,41]")
+    run = served[0] / "run"
+    if "recall" in words:
+        assert distrec("index", run, "--out", tmp_path / "index").code == 0
+        words = [*words, "--index", str(tmp_path / "index")]
+    ended = distrec(words[0], run, *words[1:], "retrieval.ks=[5,41]")
     assert ended.code == 2
     assert "retrieval.ks asks for the best 41 items, and retrieval.items has 40; ask for fewer" in ended.err
+
+
+def test_vectors_that_are_not_finite_serve_nobody(
+    distrec: Command, served: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = served[0] / "run"
+    assert distrec("index", run, "--out", tmp_path / "index").code == 0
+    for side in ("query", "item"):
+        monkeypatch.setattr(TwoTower, side, lambda self, inputs: next(iter(inputs.pooled.values())) * torch.nan)
+    for words, said in (
+        (("export", run, "--out", tmp_path / "export", "--program", "none"), "the vectors of 40 of 40 items are not finite"),
+        (("evaluate", run), "the vectors of 40 of 40 items are not finite"),
+        (("recall", run, "--query", "7", "--index", tmp_path / "index"), "query 0: its vector is not finite"),
+    ):
+        ended = distrec(*words)
+        assert (ended.code, said in ended.err) == (2, True), ended.err
 
 
 def test_an_index_of_other_weights_is_refused(distrec: Command, run: Path) -> None:
