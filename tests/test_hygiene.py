@@ -14,6 +14,7 @@ LONGEST = 400
 NAMELESS = {"util", "utils", "common", "helper", "helpers", "misc", "base"}
 PLACES = re.compile(r"(?<![\w.:~-])/(?:home|work|root|Users|mnt/data)/[\w.-]+")
 REGISTRIES = re.compile(r"https?://[^\s\"')]*/simple\b")  # the path under which a package index answers
+BLANKS = re.compile(r"@@[A-Z_]+@@")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -44,8 +45,10 @@ def test_every_name_says_what_the_thing_is_for() -> None:
     assert [str(path.relative_to(ROOT)) for path, found in words.items() if found & NAMELESS] == []
 
 
-@pytest.mark.parametrize(("what", "pattern"), [("a place on one machine", PLACES), ("a package registry", REGISTRIES)])
-def test_files_name_nothing_of_one_workplace(what: str, pattern: re.Pattern[str]) -> None:
+@pytest.mark.parametrize(
+    ("what", "pattern"), [("a place on one machine", PLACES), ("a package registry", REGISTRIES), ("left to fill in", BLANKS)]
+)
+def test_files_hold_nothing_that_does_not_belong_there(what: str, pattern: re.Pattern[str]) -> None:
     found = {str(path.relative_to(ROOT)): hit for path in text_files() if (hit := pattern.findall(read(path)))}
     assert found == {}, what
 

@@ -45,6 +45,7 @@ def test_the_document_is_what_the_record_renders_to() -> None:
 def test_every_figure_is_of_a_config_as_it_ships() -> None:
     recorded = {(run["config"], run["digest"]) for run in quality.read(quality.RECORD)}
     assert [config for config, digest in recorded if digest != quality.digest(config)] == []
+    assert len({quality.digest(config) for config in quality.CONFIGS}) == len(quality.CONFIGS)
 
 
 def test_every_retriever_that_ships_has_a_row_with_its_metrics() -> None:
