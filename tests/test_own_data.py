@@ -1,0 +1,69 @@
+"""What docs/own-data.md shows for a log of one's own works, from the log to a recommendation."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command import command_line
+
+PAGE = (Path(__file__).parents[1] / "docs" / "own-data.md").read_text(encoding="utf-8")
+USERS, ITEMS, ROWS = 60, 50, 900
+
+
+def block(language: str, containing: str) -> str:
+    found = [text for text in re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.S | re.M) if containing in text]
+    assert len(found) == 1
+    return found[0]
+
+
+def write_shop(folder: Path) -> None:
+    """The log and the catalogue that the example names."""
+    draw = np.random.default_rng(0)
+    (folder / "clicks").mkdir()
+    clicks = {
+        "customer": [f"customer-{n}" for n in draw.integers(0, USERS, ROWS)],
+        "sku": [f"sku-{n}" for n in draw.integers(0, ITEMS, ROWS)],
+        "clicked_at": pa.array(draw.integers(0, 10**9, ROWS), pa.timestamp("s")),
+        "country": draw.choice(["FR", "DE"], ROWS),
+        "device": draw.choice(["phone", "desk"], ROWS),
+    }
+    pq.write_table(pa.table(clicks), folder / "clicks" / "day.parquet")
+    products = {
+        "sku": [f"sku-{n}" for n in range(ITEMS)],
+        "name": [f"Product {n}" for n in range(ITEMS)],
+        "department": ["toys"] * ITEMS,
+        "price": pa.array([None, *range(1, ITEMS)], pa.float64()),
+        "tags": [["new", "red"][: n % 3] for n in range(ITEMS)],
+    }
+    pq.write_table(pa.table(products), folder / "products.parquet")
+
+
+def test_a_log_becomes_recommendations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    write_shop(tmp_path)
+    Path("my.toml").write_text(block("toml", "my-retriever"))
+    small = ["data.batch_size=64", "train.steps=5", "train.device=cpu"]
+    with command_line(capsys) as distrec:
+        for words in (
+            shlex.split(block("bash", "prepare interactions clicks/").replace("\\\n", ""))[1:],
+            ["check", "my.toml", *small],
+            ["train", "my.toml", *small],
+            ["export", "runs/my-retriever", "--program", "none"],
+            ["index", "runs/my-retriever"],
+        ):
+            ended = distrec(*words)
+            assert ended.code == 0, ended.err
+        told = json.loads(distrec("recall", "runs/my-retriever", "--history", "sku-3,sku-4", "-k", "48", "--json").out)
+    assert {item["item"] for item in told["items"]} == {f"sku-{n}" for n in range(ITEMS)} - {"sku-3", "sku-4"}
+    assert all(item["title"] == f"Product {item['item'].removeprefix('sku-')}" for item in told["items"])
