@@ -60,8 +60,8 @@ DATASETS = (
         "and so is the checkpoint of each run that is scored on test.\n\n"
         "All models but MF, which knows a user by id alone, read the last 50 movies, pooled over the last 1, 3, 10 and 50: the "
         "last few say most. Two things to know before reading small differences. Many ratings of a user carry the same second; "
-        "here they stand in the order of the publisher's file, and papers differ in that. And leave-one-out trains on what other "
-        "users did later, here as in papers.",
+        "here they stand in the order of the publisher's file, and papers differ in that. And leave-one-out trains on what "
+        "other users did later, here as in papers.",
         (
             Row("mf_movielens", "MF"),
             Row("dssm_movielens", "DSSM"),
