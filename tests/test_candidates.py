@@ -78,6 +78,7 @@ WANTED: dict[str, dict[str, Any]] = {
     "in batch": {},
     "sampled": {"in_batch": False, "sampled": 4},
     "of each row": {"in_batch": False, "per_row": 2},
+    "of each row, not others": {"in_batch": False, "per_row": 2, "not_in": "others"},
     "a column": {"in_batch": False, "column": "c", "column_length": 2},
     "all": {"sampled": 4, "per_row": 2, "column": "c", "column_length": 2},
     "all but others": {"sampled": 4, "per_row": 2, "column": "c", "column_length": 2, "not_in": "others"},

@@ -69,7 +69,7 @@ class Pool:
     def _excluded(self, here: slice, keys: Tensor) -> Tensor:
         """(b, K): whatever is no item, or the query's own by whatever way it came (an accidental hit), or another of its."""
         excluded = (keys == self.keys[0][here].unsqueeze(1)).logical_or_(keys < 0)
-        if self.others is None:
+        if self.others is None or not keys.numel():
             return excluded
         return excluded.logical_or_(_among(self.others, here, keys))
 
