@@ -65,8 +65,6 @@ def train(
 @app.command()
 def check(config: ConfigFile, overrides: Overrides = None) -> None:
     """Report every fault of a config, its model and its data. Nothing is trained."""
-    import rich
-
     from distrec import log
     from distrec.config.load import load
 
@@ -74,7 +72,7 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
     run = load(config, overrides or [])
     from distrec.engine import validate
 
-    rich.print(f"{config} is sound: {validate(run)}")
+    typer.echo(f"{config} is sound: {validate(run)}")
 
 
 @app.command()

@@ -33,7 +33,7 @@ def watched() -> bool:
     return sys.stdout.isatty() and "SLURM_UNBUFFEREDIO" not in os.environ
 
 
-console = Console(highlight=False, soft_wrap=True, color_system="auto" if watched() else None)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, color_system="auto" if watched() else None)
 
 
 def progress_for(first: bool) -> Progress:
@@ -100,7 +100,7 @@ class Lines(Progress):
         filled = 24 * done // max(1, self._total)
         left = (now - self._began) / max(1, done - self._first) * (self._total - done)
         said = filter(None, (f"{done}/{self._total} steps", f"{_duration(left)} left", _facts(facts)))
-        console.print(f"[{'#' * filled}{'-' * (24 - filled)}] {', '.join(said)}", markup=False)
+        console.print(f"[{'#' * filled}{'-' * (24 - filled)}] {', '.join(said)}")
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def report(outcome: Report, config: Config, config_path: str, overrides: Sequenc
         ("score it again", f"distrec evaluate {config.run_folder}"),
         ("go on with it", f"distrec train {words} --resume"),
     ):
-        console.print(f"  {what + ':':<16}{command}", markup=False)
+        console.print(f"  {what + ':':<16}{command}")
     console.print("  your own data:  README.md, “Your own data”")
 
 

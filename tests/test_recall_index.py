@@ -12,6 +12,7 @@ import pytest
 
 from distrec.errors import UserError
 from distrec.recall import index as index_module
+from distrec.recall import screen
 from distrec.recall.auto import Point, efforts, overlap, tune
 from distrec.recall.factory import candidates, fill, lists_for, subvectors_for
 from distrec.recall.index import VectorIndex, build, sample_rows
@@ -269,3 +270,10 @@ def test_queries_are_tuned_on_or_measured_with_not_both() -> None:
     assert sorted([*tuned, *measured]) == list(range(7))
     assert [part.tolist() for part in halves(1)] == [[0], [0]]
     assert processors() >= 1
+
+
+@pytest.mark.parametrize("title", ["Song [live]", "[/b]", "Party :tada:"])
+def test_titles_are_shown_letter_by_letter(title: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal library may take brackets for markup: it drops some, and stops at others."""
+    screen.recommended(f"for {title}", ["", "title"], [["1", title]])
+    assert capsys.readouterr().out.count(title) == 2

@@ -15,7 +15,7 @@ from distrec.embeddings.plan import human_bytes, rank_ranges
 from distrec.planner.planning import Planned, differences, imbalances, spread
 from distrec.planner.ways_out import Way
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 console.width = max(console.width, 140)  # a table that wraps in a log cannot be read
 TABLES = 30  # shown, the largest; of the rest the sum
 BARS = 16  # at most; more ranks are shown in groups, alike ones together where that is enough

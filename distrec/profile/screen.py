@@ -21,12 +21,12 @@ RIGHT = {"nulls", "distinct", "from", "to", "skew", "outside", "AUC alone", "row
 def show(found: Inspection) -> None:
     """Print an inspection."""
     for warning in found.warnings:
-        console.print(f"warning: {warning}", style="bold red", markup=False)
+        console.print(f"warning: {warning}", style="bold red")
     console.print(_columns(found))
     for table in _rates(found):
         console.print(table)
     for line in _shared(found):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def to_json(found: Inspection) -> str:

@@ -116,7 +116,7 @@ def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, ou
     folder = from_first(write)
     if ranks.first:
         print((folder / "report.md").read_text(encoding="utf-8"))
-        screen.console.print(f"wrote {folder}: report.md, report.json, recall.png", markup=False)
+        screen.console.print(f"wrote {folder}: report.md, report.json, recall.png")
 
 
 def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> tuple[VectorIndex, Engine]:

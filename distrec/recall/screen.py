@@ -15,16 +15,16 @@ MIB = 2**20
 def exported(folder: str, facts: Mapping[str, Any]) -> None:
     """What `distrec export` wrote, and what fewer bits cost."""
     model = facts["model"]
-    console.print(f"wrote {folder}: step {model['step']} of {model['run']}", markup=False)
+    console.print(f"wrote {folder}: step {model['step']} of {model['run']}")
     for line in _export_lines(facts):
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
     if "before" in facts.get("rounding", {}):
         _rounding(facts["rounding"])
 
 
 def indexed(folder: str, facts: Mapping[str, Any], size: int) -> None:
     """What `distrec index` built."""
-    console.print(f"wrote {folder}: {_index_line(facts, size)}", markup=False)
+    console.print(f"wrote {folder}: {_index_line(facts, size)}")
 
 
 def recommended(said: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
