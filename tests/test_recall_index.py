@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,20 @@ def test_queries_are_tuned_on_or_measured_with_not_both() -> None:
     assert sorted([*tuned, *measured]) == list(range(7))
     assert [part.tolist() for part in halves(1)] == [[0], [0]]
     assert processors() >= 1
+
+
+def test_an_index_does_not_replace_what_is_none(vectors: Vectors, tmp_path: Path) -> None:
+    """An export or a checkpoint without its manifest would be lost."""
+    index = build(vectors, "Flat", MODEL)
+    for kind in ({"kind": "distrec export"}, {"step": 3}):
+        (tmp_path / "manifest.json").write_text(json.dumps(kind))
+        with pytest.raises(UserError, match="holds something that is no index; name another folder with --out"):
+            index.save(tmp_path)
+        assert json.loads((tmp_path / "manifest.json").read_text()) == kind
+        assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "manifest.json").write_text("{cut short")  # whatever it was, building it again is what mends it
+    index.save(tmp_path)
+    assert VectorIndex.load(tmp_path).facts["rows"] == ROWS
 
 
 @pytest.mark.parametrize("title", ["Song [live]", "[/b]", "Party :tada:"])

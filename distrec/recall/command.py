@@ -16,7 +16,7 @@ from distrec.log import logger
 from distrec.recall import queries as asking
 from distrec.recall import screen
 from distrec.recall.auto import Point
-from distrec.recall.index import VectorIndex
+from distrec.recall.index import VectorIndex, refuse_to_replace
 from distrec.recall.make import make_index
 from distrec.recall.picture import draw
 from distrec.recall.queries import Question, ask_history, ask_user
@@ -40,8 +40,9 @@ def build_index(run: Path, factory: str, target: float, k: int | None, source: P
     export = Export.open(source or run / FOLDER)
     if k is not None and not 0 < k <= export.items.rows:
         raise UserError(f"-k {k}, and the export has {export.items.rows:,} items: k is from 1 to that")
-    index = make_index(export, factory, target, k or DEPTH, logger.info)
     folder = out or run / INDEX
+    refuse_to_replace(folder)
+    index = make_index(export, factory, target, k or DEPTH, logger.info)
     screen.indexed(str(folder), index.facts, index.save(folder))
 
 

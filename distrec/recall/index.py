@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from distrec.errors import UserError
 from distrec.log import logger
 from distrec.recall.factory import EXAMPLES, lists_of, make, reason
 from distrec.recall.vectors import Vectors
-from distrec.seal import checksum, seal, unseal, verify
+from distrec.seal import MANIFEST, checksum, seal, unseal, verify
 
 INDEX = "distrec index"
 FILE = "index.faiss"
@@ -71,11 +72,12 @@ class VectorIndex:
         """Write the index, its ids, and last its manifest; returns the bytes of the index.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or the folder is something else's.
         """
+        refuse_to_replace(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "manifest.json").unlink(missing_ok=True)
+            (folder / MANIFEST).unlink(missing_ok=True)
             faiss.write_index(self.index, str(folder / FILE))
             pq.write_table(pa.table({"id": self.ids}), folder / IDS, write_page_checksum=True)
         except (OSError, RuntimeError) as error:
@@ -133,6 +135,16 @@ def build(items: Vectors, factory: str, model: Mapping[str, Any], seed: int = 0)
     }
     whole = index if index is made else faiss.index_gpu_to_cpu(index)
     return VectorIndex(whole, items.column("id"), facts)
+
+
+def refuse_to_replace(folder: Path) -> None:
+    """Raise a `UserError` where a folder has the manifest of another thing, which an index would overwrite."""
+    try:
+        kind = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("kind")
+    except (OSError, ValueError, AttributeError):  # none, or one that says nothing any more
+        return
+    if kind != INDEX:
+        raise UserError(f"{folder} holds something that is no index; name another folder with --out")
 
 
 def sample_rows(lists: int, items: Vectors) -> int:
