@@ -176,6 +176,13 @@ def test_what_is_a_rankers_is_refused(sections: dict, said: str) -> None:
     assert any(said in fault for fault in find_faults(parse(retrieval_values(Path("x"), Path("y"), **sections))))
 
 
+def test_popularity_can_only_be_watched_where_it_is_counted() -> None:
+    values = retrieval_values(Path("x"), Path("y"), evaluate={"monitor": "popularity@5"})
+    assert not list(find_faults(parse(values)))
+    del values["retrieval"]["train_count"]
+    assert ["evaluate.monitor = 'popularity@5' is no metric" in fault for fault in find_faults(parse(values))] == [True]
+
+
 def test_a_column_of_negatives_needs_a_length() -> None:
     values = retrieval_values(Path("x"), Path("y"))
     values["retrieval"]["negatives"] = {"column": "negatives"}

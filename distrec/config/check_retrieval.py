@@ -8,12 +8,13 @@ from distrec.config.load import nearest
 from distrec.config.retrieval import Negatives, Retrieval
 from distrec.config.schema import Config, Task
 
-MEASURES = ("recall", "ndcg", "hit_rate", "mrr", "coverage", "popularity")
+MEASURES = ("recall", "ndcg", "hit_rate", "mrr", "coverage")
 
 
 def metric_names(retrieval: Retrieval) -> tuple[str, ...]:
     """What an evaluation reports: `recall@20` and so on."""
-    return tuple(f"{measure}@{k}" for measure in MEASURES for k in sorted(retrieval.ks))
+    measures = MEASURES if retrieval.train_count is None else (*MEASURES, "popularity")
+    return tuple(f"{measure}@{k}" for measure in measures for k in sorted(retrieval.ks))
 
 
 def monitored(retrieval: Retrieval) -> str:
