@@ -36,7 +36,7 @@ def score(config: Config, ranks: Ranks, folder: Path, split: str, step: int | No
 
 
 def restored(config: Config, ranks: Ranks, folder: Path, step: int | None) -> tuple[Engine, Manifest]:
-    """A run's model at a checkpoint: the one asked for, else the best, else the newest.
+    """A run's model at a checkpoint: the one asked for, else the best, else the newest. Its tables are there once.
 
     Raises:
         UserError: there is no such checkpoint, or it is of another model.
@@ -49,9 +49,17 @@ def restored(config: Config, ranks: Ranks, folder: Path, step: int | None) -> tu
     if manifest is None:
         refuse(f"{folder} has no checkpoint yet")
     require_same_model(manifest, config, folder)
-    engine = Engine.build(config, ranks)
+    engine = Engine.build(_without_copies(config), ranks)
     engine.load(checkpoints, manifest.step)
     return engine, manifest
+
+
+def _without_copies(config: Config) -> Config:
+    """Copies of the tables are for training; a plan beside them is that of one copy's ranks."""
+    if config.embedding.replicas == 1:
+        return config
+    once = config.embedding.model_copy(update={"replicas": 1, "sync_every": 1, "plan": None})
+    return config.model_copy(update={"embedding": once})
 
 
 def scoring(engine: Engine) -> Callable[[Reader | CatalogueReader], Iterator[Outputs]]:

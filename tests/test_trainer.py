@@ -148,6 +148,14 @@ def test_scoring_a_checkpoint_finds_what_training_found(whole: tuple[Path, Any],
     }
 
 
+def test_a_run_whose_tables_had_several_copies_is_scored_with_one(whole: tuple[Path, Any], ranks: dist.Ranks) -> None:
+    """A single rank cannot hold two copies, and two copies have every part of a table twice, which an export would write."""
+    folder, report = whole
+    copies = ["embedding.replicas=2", "embedding.sync_every=8", "embedding.plan=of-a-copy.json", "train.device=auto"]
+    step, found = score(saved_config(folder, copies), ranks, folder, "test", None)
+    assert (step, found.metrics["auc"]) == (report.best_step, report.metrics["test/auc"])
+
+
 def test_the_test_rows_are_scored_with_the_best_weights_and_told_at_the_end(
     ranks: dist.Ranks, rows: Path, tmp_path: Path
 ) -> None:

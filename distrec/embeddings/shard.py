@@ -125,7 +125,7 @@ def local_shards(model: nn.Module) -> dict[str, list[tuple[Tensor, int, int]]]:
 def replicated_tables(model: nn.Module) -> set[str]:
     """Names of the tables that every rank holds whole."""
     state = model.state_dict()
-    return {table for key, table in table_names(model).items() if not isinstance(state[key], ShardedTensor)}
+    return {table for key, table in table_names(model).items() if not isinstance(state[key], ShardedTensor | DTensor)}
 
 
 def _parts(weight: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int, int]]:
