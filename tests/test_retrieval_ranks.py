@@ -70,6 +70,24 @@ def test_rows_of_all_ranks_come_to_each_and_gradients_go_back_to_their_owners(tw
     assert exchange["gradients"] == [[[3.0] * 3, [6.0] * 3], [[9.0] * 3, [12.0] * 3]]  # (1 + 2) x place
 
 
+def test_an_item_is_expected_as_often_as_the_rows_and_draws_of_all_ranks_may_hold_it(two: tuple[Outcome, Path]) -> None:
+    """5 of 6 rows are real; a query sees 2 draws of each rank and 1 of its own. Item i: 1 + i of 55 rows, i of 45 draws."""
+    found = two[0].results["corrected"]
+    for keys, expected in zip(found["keys"], found["expected"], strict=True):
+        assert keys[1] == [1, 2, -1, 3, 4, 2, 8, 9, 9, 0]
+        for part, counts in zip(keys, expected, strict=True):
+            wanted = [5 * (1 + key) / 55 + (2 * 2 + 1) * key / 45 for key in part]
+            assert [c for c, key in zip(counts, part, strict=True) if key >= 0] == pytest.approx(
+                [w for w, key in zip(wanted, part, strict=True) if key >= 0], rel=1e-5
+            )
+
+
+def test_too_large_a_sample_for_a_query_of_one_rank_ends_all_ranks(two: tuple[Outcome, Path]) -> None:
+    said = two[0].results["greedy"]
+    assert said[0] == f"rank 1: {said[1]}"
+    assert "retrieval.rank_among = 3: a query has all but 2 of the 6 items in its targets and its mask" in said[0]
+
+
 @pytest.mark.parametrize("negatives", ["drawn", "hard"])
 def test_a_stop_between_two_steps_leaves_no_trace(negatives: str, two: tuple[Outcome, Path]) -> None:
     found = two[0].results["resumed"][negatives]

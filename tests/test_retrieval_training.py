@@ -206,6 +206,9 @@ def test_check_finds_what_is_wrong_with_the_catalogue_the_model_and_the_log_at_o
         validate(parse(values))
     assert "model.name = 'dlrm' ranks" in str(error.value)
     assert "no column 'target' (items, for targets); did you mean 'targets'?" in str(error.value)
+    for key, value in (("ks", [41]), ("rank_among", ITEMS)):
+        with pytest.raises(UserError, match=f"retrieval.{key} .*retrieval.items has"):
+            validate(parse(values | {"retrieval": values["retrieval"] | {key: value}}))
     values["retrieval"]["item_id"] = "title_id"
     with pytest.raises(UserError, match="no column 'title_id'"):
         validate(parse(values))

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distrec.config.retrieval import Retrieval
-from distrec.dist import Ranks, refuse
+from distrec.dist import Ranks, refuse, together
 from distrec.evaluate import Evaluation
 from distrec.metrics.retrieval import RetrievalMetrics, distinct, sum_over
 from distrec.metrics.sampled import SampledMetrics, sample_unseen
@@ -76,7 +76,8 @@ class RetrievalEvaluation:
 
     def _add_sampled(self, queries: Queries, count: int) -> None:
         known = _joined(queries.targets, queries.mask)
-        sampled = pair_scores(queries.vectors, self._share, sample_unseen(count, known, self._share.rows, SAMPLE_SEED))
+        drawn = together(lambda: sample_unseen(count, known, self._share.rows, SAMPLE_SEED))
+        sampled = pair_scores(queries.vectors, self._share, drawn)
         keys, lengths = distinct(*queries.targets, self._share.rows)
         rows = torch.arange(len(queries), device=keys.device).repeat_interleave(lengths)
         own = pair_scores(queries.vectors[rows], self._share, (keys % self._share.rows).unsqueeze(1))

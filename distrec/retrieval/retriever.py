@@ -54,6 +54,10 @@ def open_items(config: Config, retrieval: Retrieval, features: Layout, rank: int
         raise UserError(
             f"retrieval.ks asks for the best {longest} items, and retrieval.items has {catalogue.rows}; ask for fewer"
         )
+    if catalogue.rows <= (among := retrieval.rank_among or 0):
+        raise UserError(
+            f"retrieval.rank_among = {among}: beside a target, retrieval.items has {catalogue.rows - 1}; sample fewer"
+        )
     return Items(catalogue, Drawer(retrieval.negatives, catalogue.train_count, catalogue.rows, config.train.seed, rank), world)
 
 

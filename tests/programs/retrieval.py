@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from resume import digests, gather
 from small_retrieval import retrieval_values
 
 from distrec import dist, log
+from distrec.config.layout import Layout
 from distrec.config.load import parse
+from distrec.config.retrieval import Retrieval
+from distrec.data.complete import no_rows
 from distrec.dist import gather_rows
+from distrec.errors import UserError
+from distrec.retrieval.candidates import Candidates
+from distrec.retrieval.evaluate import Queries, RetrievalEvaluation
+from distrec.retrieval.exact import Share
+from distrec.retrieval.frequency import Frequency
 from distrec.trainer import Trainer, build
 
 STEPS = 6
@@ -90,12 +100,42 @@ def exchange(ranks: dist.Ranks) -> dict[str, Any]:
     return {"rows": gather(everyone[:, 0].tolist()), "gradients": gather(rows.grad.tolist())}
 
 
+def corrected(ranks: dist.Ranks) -> dict[str, Any]:
+    """What logQ takes from the scores of a query's own item and of shared ones; ranks have 3 rows each, and 2 draws."""
+    values = retrieval_values(Path("data"), Path("run"))
+    values["retrieval"] |= {"negatives": {"sampled": 2, "per_row": 1}}
+    frequency = Frequency(10, 10)
+    frequency.expect(torch.arange(10.0), 6)
+    candidates = Candidates(parse(values).retrieval, frequency, torch.arange(10) / 45)  # type: ignore[arg-type]
+    keys = torch.tensor([[1, 2, -1, 3, 4, 5, 6, 7], [2, 8, 9, 9, 0, 1, 1, 1]])[ranks.rank]
+    batch = replace(no_rows(Layout((), (), ())), weights=torch.ones(8), queries=3, items=keys)
+    pool = candidates(batch, torch.zeros(3, 4), torch.zeros(8, 4))
+    assert pool.offsets is not None
+    taken = [(-offsets).exp().flatten().tolist() for offsets in pool.offsets]
+    return {"keys": gather([part.flatten().tolist() for part in pool.keys]), "expected": gather(taken)}
+
+
+def greedy(ranks: dist.Ranks) -> list[str]:
+    """What each rank says when the second has a query that has seen all items but 2, and 3 are to be sampled."""
+    config = Retrieval(items=("items",), item_features=("item",), ks=(1,), rank_among=3)
+    share = Share(torch.ones(3, 2), (0, 3, 6), ranks.rank)
+    seen = torch.arange(3 * ranks.rank)
+    queries = Queries(torch.ones(1, 2), (torch.tensor([5]), torch.tensor([0, 1])), (seen, torch.tensor([0, len(seen)])))
+    try:
+        RetrievalEvaluation(config, share, None, torch.distributed.group.WORLD).add(queries)
+    except UserError as error:
+        return gather(str(error))
+    return gather("nothing")
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     log.quiet_dependencies()
     ranks = dist.start("cpu", 120)
     results = {
         "exchange": exchange(ranks),
+        "corrected": corrected(ranks),
+        "greedy": greedy(ranks),
         "learned": {name: learn(ranks, folder, folder / name, 32, config) for name, config in LOSSES.items()},
         "resumed": {name: stop_and_go(ranks, folder, folder / f"resumed {name}", config) for name, config in RESUMED.items()},
     }
