@@ -285,7 +285,7 @@ def open_reader(engine: Engine, split: str) -> Reader:
         batch_size=config.data.batch_size if training else config.data.eval_batch_size,
         shuffle=None if training else False,
         items=how.items,
-        complete=how.complete,
+        complete=None if config.retrieval is None else how.complete,
         pin_memory=ranks.device.type == "cuda",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -266,6 +267,20 @@ def test_batches_for_a_gpu_are_pinned_in_the_background_with_the_ids_of_each_key
     for batch in batches:
         assert batch.sparse._length_per_key == [int(batch.sparse.lengths().sum())]  # one key, counted before any is asked
         assert batch.sparse.to(torch.device("cpu"))._length_per_key is not None
+
+
+def test_a_batch_that_has_to_be_completed_is_pinned_once_and_whole(folder, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: pinned.append(batch) or batch)
+    completed = []
+
+    def complete(batch):
+        completed.append(replace(batch, queries=len(batch.weights)))
+        return completed[-1]
+
+    batches = list(numbered_reader(folder, batch_size=4, pin_memory=True, complete=complete).batches(epochs=1))
+    assert len(batches) == len(pinned) == len(completed)
+    assert all(a is b is c for a, b, c in zip(batches, pinned, completed, strict=True))
 
 
 def test_waiting_is_measured(folder):

@@ -44,14 +44,14 @@ class Reader:
         batch_size: int | None = None,
         shuffle: bool | None = None,
         items: Sequence[ItemUse] = (),
-        complete: Callable[[Batch], Batch] = lambda batch: batch,
+        complete: Callable[[Batch], Batch] | None = None,
         pin_memory: bool = False,
     ):
         """`batch_size` (rows a rank and step) and `shuffle` are those of `data` unless given.
 
         `items` are the columns of a retriever's log that hold items. `complete` is applied to each batch when it is asked
-        for, not ahead of it. `pin_memory` copies each batch into page-locked memory, for training on a GPU; in the
-        background where nothing has to be completed.
+        for, not ahead of it. `pin_memory` copies each batch, once it is complete, into page-locked memory, for training on a
+        GPU; in the background where nothing has to be completed.
         """
         self.dataset, self.data, self.layout, self.tasks = dataset, data, layout, tasks
         self.rank, self.world = rank, world
@@ -89,7 +89,10 @@ class Reader:
                 self.wait_s += perf_counter() - began
                 if batch is None:
                     return
-                yield self.complete(batch)
+                yield batch if self.complete is None else self._ready(self.complete(batch))
+
+    def _ready(self, batch: Batch) -> Batch:
+        return batch.pin_memory() if self.pin_memory else batch
 
     def _resume(self, start: Position) -> Dealt:
         return resume(self.dataset.row_groups, self.order, start, self.world, self.batch_size)
@@ -107,7 +110,7 @@ class Reader:
             with closing(self._encoded(dealt, encoder)) as rows:
                 for step, (encoded, index) in zip(range(dealt.step, dealt.steps), chain(rows, repeat(pad)), strict=False):
                     batch = encoded.batch(index, dealt.size(step), real[step] / self.world, dealt.position(step + 1))
-                    yield batch.pin_memory() if self.pin_memory else batch
+                    yield self._ready(batch) if self.complete is None else batch
 
     def _encoded(self, dealt: Dealt, encoder: Encoder) -> Generator[tuple[Encoded, int], None, None]:
         """For each step in which this rank has rows: the window, and the index of the step's batch in it."""
