@@ -103,7 +103,9 @@ def test_a_query_tower_gives_the_vectors_that_recommendations_come_from(distrec:
     assert distrec("index", run).code == 0
     rows, server = pq.read_table(data / "valid"), Server(run / "export")
     queries = {"user_id": [[u] for u in rows["user_id"].to_pylist()], "history": rows["history"].to_pylist()}
-    vectors = server.answer(rows["x"].to_numpy()[:, None], queries).numpy()
+    inputs = server.facts["inputs"]
+    assert {lookup["name"] for lookup in inputs["ids"]} == {*queries}  # of the query alone: the program knows no item
+    vectors = server.answer(np.stack([rows[feature["name"]] for feature in inputs["dense"]], axis=1), queries).numpy()
     written = pq.read_table(run / "export/queries")
     np.testing.assert_allclose(vectors, np.array(written["vector"].to_pylist()), rtol=1e-4, atol=1e-6)
 

@@ -26,7 +26,7 @@ from distrec.export.graph import Graph, export_onnx, export_program
 from distrec.export.vectors import Run, write_item_queries, write_items, write_page, write_queries
 from distrec.models.inputs import InputSpec
 from distrec.recall.vectors import EXPORT
-from distrec.retrieval.task import retriever_spec
+from distrec.retrieval.task import query_names, retriever_spec
 from distrec.seal import MANIFEST, checksum, seal, unseal
 from distrec.trained import restored, scoring
 
@@ -89,8 +89,10 @@ def identity(config: Config, manifest: Manifest) -> dict[str, Any]:
 
 
 def inputs_of(engine: Engine) -> dict[str, Any]:
-    """How a server gets from a row to the program's inputs: every feature with its column, its table and its pooling."""
-    layout = engine.layout
+    """How a server gets from a row to the program's inputs: each of its features with its column, its table, its pooling."""
+    layout, retrieval = engine.layout, engine.config.retrieval
+    if retrieval is not None:
+        layout = layout.only(query_names(layout, retrieval.item_features))
     lookups = [asdict(feature) for feature in (*layout.bags, *layout.sequences)]
     return {"dense": [feature.model_dump() for feature in layout.dense], "ids": lookups}
 
