@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -142,15 +143,23 @@ def report(outcome: Report, config: Config, config_path: str, overrides: Sequenc
     rows += [(tag, _rate(tag, value)) for tag, value in outcome.throughput.items() if math.isfinite(value)]
     rows += [(f"time/{phase}", _duration(seconds)) for phase, seconds in outcome.seconds.items()]
     _pairs(f"{config.name}: {_ending(outcome)}", rows)
-    words = " ".join([config_path, *overrides])
     console.print("Next:")
-    for what, command in (
-        ("look at it", f"tensorboard --logdir {config.run_folder}"),
-        ("score it again", f"distrec evaluate {config.run_folder}"),
-        ("go on with it", f"distrec train {words} --resume"),
-    ):
-        console.print(f"  {what + ':':<16}{command}")
+    for what, command in _next(config, shlex.join([config_path, *overrides])):
+        console.print(f"  {what + ':':<16}{command}", markup=False)
     console.print("  your own data:  README.md, “Your own data”")
+
+
+def _next(config: Config, words: str) -> Iterator[tuple[str, str]]:
+    """What may follow a run, and the command."""
+    folder = shlex.quote(config.run_folder)
+    yield "look at it", f"tensorboard --logdir {folder}"
+    if config.data.valid or config.data.test:
+        yield "score it again", f"distrec evaluate {folder}" + ("" if config.data.valid else " --split test")
+    yield "go on with it", f"distrec train {words} --resume"
+    yield "export it", f"distrec export {folder}"
+    if config.retrieval is not None:
+        yield "index it", f"distrec index {folder}"
+        yield "measure it", f"distrec recall {folder} --report"
 
 
 def _ending(outcome: Report) -> str:

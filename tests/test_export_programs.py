@@ -156,8 +156,13 @@ def test_a_history_reaches_pooled_features_too(distrec: Command, retriever: tupl
 
 def test_ids_of_ones_own_are_what_an_index_answers_with(distrec: Command, retriever: tuple[Path, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert distrec("train", retriever[1], f"folder={run}", "retrieval.own_id=title", "train.steps=2").code == 0
-    assert distrec("export", run, "--program", "none").code == 0
+    rows = f"data.test={retriever[0] / 'valid'}"
+    trained = distrec("train", retriever[1], f"folder={run}", "retrieval.own_id=title", "train.steps=2", "data.valid=[]", rows)
+    assert trained.code == 0, trained.err
+    assert f"distrec evaluate {run} --split test\n" in trained.out
+    exported = distrec("export", run, "--program", "none")
+    assert exported.code == 0, exported.err
+    assert "60 queries of data.test, to measure an index with" in exported.out
     assert pq.read_table(run / "export/items")["id"].to_pylist() == [f"Item {i}" for i in range(40)]
 
 
@@ -165,7 +170,12 @@ def test_without_rows_to_evaluate_on_items_stand_in_for_queries(
     distrec: Command, retriever: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    assert distrec("train", retriever[1], f"folder={run}", "data.valid=[]", "train.steps=2").code == 0
+    trained = distrec("train", retriever[1], f"folder={run}", "data.valid=[]", "train.steps=2")
+    assert trained.code == 0, trained.err
+    told = trained.out.partition("Next:\n")[2]
+    assert "distrec evaluate" not in told  # there is nothing to score it on
+    assert f"distrec index {run}\n" in told
+    assert f"distrec recall {run} --report\n" in told
     assert distrec("export", run, "--program", "none", "--precision", "fp16").code == 0
     facts = json.loads((run / "export/manifest.json").read_text())
     assert (facts["queries"]["split"], facts["rounding"]) == (None, {"precision": "fp16"})

@@ -324,7 +324,7 @@ def test_a_model_from_another_package():
     ("name", "words"),
     [
         ("outside_package.models:Bais", "has no 'Bais'; did you mean 'Bias'"),
-        ("outside_package.models:NoParams", "needs a nested class Params"),
+        ("outside_package.models:NoParams", "needs a nested class Params that derives from distrec.config.words.Section"),
         ("outside_package.models:function", "not a subclass of torch.nn.Module"),
         ("outside_package.broken:Bias", "No module named 'module_that_is_not_there'"),
         ("outside_package.nowhere:Bias", "cannot import 'outside_package.nowhere'"),

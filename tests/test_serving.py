@@ -169,7 +169,8 @@ def test_index_and_recall_answer_in_the_users_words(distrec: Command, served: tu
 
 def test_the_report_tells_model_and_index_apart(distrec: Command, served: tuple[Path, dict[str, Any]], run: Path) -> None:
     assert distrec("index", run, "--factory", "IVF4,Flat", "--recall", "0.5").code == 0
-    ended = distrec("recall", run, "--report")
+    test = f"data.test={served[0] / 'data/valid'}"
+    ended = distrec("recall", run, test, "--report")
     assert ended.code == 0, ended.err
     report = json.loads((run / "report/report.json").read_text())
     exact = {k.removeprefix("valid/"): v for k, v in served[1]["evaluated"].items() if k.startswith("valid/")}
@@ -184,7 +185,9 @@ def test_the_report_tells_model_and_index_apart(distrec: Command, served: tuple[
     assert page.strip() in ended.out
     assert f"| recall | {exact['recall@5']:.4f} | {exact['recall@10']:.4f} |" in page
     assert (run / "report/recall.png").read_bytes().startswith(b"\x89PNG")
-    assert report["command"] == f"distrec recall {run} --report"
+    assert report["command"] == f"distrec recall {run} {test} --report"
+    assert "Every query of data.test (60) ranks" in page
+    assert "Measured on 30 queries of data.valid that its parameters were not chosen on." in page  # an export holds those
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def _require_model(name: str, found: Any) -> Any:
     if not _derives(found, nn.Module):
         raise UserError(f"model.name = {name!r} is not a subclass of torch.nn.Module")
     if not _derives(getattr(found, "Params", None), Section):
-        raise UserError(f"model.name = {name!r} needs a nested class Params that derives from distrec.config.schema.Section")
+        raise UserError(f"model.name = {name!r} needs a nested class Params that derives from distrec.config.words.Section")
     return found
 
 

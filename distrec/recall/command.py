@@ -109,6 +109,7 @@ def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, ou
             "ks": sorted(retrieval.ks),
             "exact": quality.metrics,
             "index": shown,
+            "index_split": export.facts["queries"]["split"],
             "index_bytes": size,
             "measured": measured,
         }

@@ -55,7 +55,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "## How good the index is",
         "",
         _index_line(index, report["index_bytes"]),
-        f"Measured on {measured['queries']:,} queries that its parameters were not chosen on.",
+        f"Measured on {measured['queries']:,} {_queries_of(report['index_split'])} that its parameters were not chosen on.",
         "",
         "| against exact search | |",
         "|---|--:|",
@@ -98,8 +98,14 @@ def _export_lines(facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"items: {facts['items']['rows']:,} vectors of {facts['dim']} in {files}")
         if facts["zero_vectors"]:
             lines.append(f"warning: {facts['zero_vectors']:,} items have a zero vector: the model knows no feature of them")
-        lines.append(f"queries: {facts['queries']['rows']:,}, to measure an index with")
+        queries = facts["queries"]
+        lines.append(f"{queries['rows']:,} {_queries_of(queries['split'])}, to measure an index with")
     return lines
+
+
+def _queries_of(split: str | None) -> str:
+    """Which queries an export holds: those of a split, or, of a run without rows to evaluate on, some of its items."""
+    return f"queries of data.{split}" if split else "items that stand in for queries"
 
 
 def _rounding(rounding: Mapping[str, Any]) -> None:
