@@ -145,7 +145,7 @@ def report(outcome: Report, config: Config, config_path: str, overrides: Sequenc
     _pairs(f"{config.name}: {_ending(outcome)}", rows)
     console.print("Next:")
     for what, command in _next(config, shlex.join([config_path, *overrides])):
-        console.print(f"  {what + ':':<16}{command}", markup=False)
+        console.print(f"  {what + ':':<16}{command}")
     console.print("  your own data:  README.md, “Your own data”")
 
 
