@@ -388,20 +388,3 @@ def test_check_reports_all_faults_of_model_and_data(distrec: Command, config: Ca
     assert (ended.code, [len(line) - len(line.lstrip()) for line in ended.err.splitlines()]) == (2, [0, 2, 4, 2, 2, 2])
     parts = ("distrec: 4 faults:", "dropout", "no column 'xx'", "no/such/place: no Parquet", "nor/here: no Parquet")
     assert [part for part in parts if part not in ended.err] == []
-
-
-def test_prepare_writes_once_and_again_when_told(distrec: Command, tmp_path: Path) -> None:
-    words = ["prepare", "synthetic", "--out", tmp_path / "data", "--rows", 200, "--valid-rows", 100]
-    first = distrec(*words)
-    assert first.code == 0, first.err
-    assert "train 200" in first.out.replace("\n", " ")
-    second = distrec(*words)
-    assert second.code == 2
-    assert "overwrite" in second.err
-    assert distrec(*words, "--overwrite").code == 0
-
-
-def test_prepare_refuses_a_source_that_is_not_there(distrec: Command, tmp_path: Path) -> None:
-    ended = distrec("prepare", "movielens-1m", "--out", tmp_path / "out", "--source", tmp_path / "ml-1m.zip")
-    assert ended.code == 2
-    assert "ml-1m.zip" in ended.err

@@ -1,4 +1,4 @@
-"""`distrec prepare` for retrieval, as a user meets it."""
+"""`distrec prepare`, as a user meets it."""
 
 from __future__ import annotations
 
@@ -83,3 +83,20 @@ def test_datasets_refuse_what_they_cannot_do(distrec: Command, tmp_path: Path, w
     ended = distrec("prepare", *words, "--out", tmp_path / "out")
     assert ended.code == 2
     assert message in " ".join(ended.err.split())
+
+
+def test_prepare_writes_once_and_again_when_told(distrec: Command, tmp_path: Path) -> None:
+    words = ["prepare", "synthetic", "--out", tmp_path / "data", "--rows", 200, "--valid-rows", 100]
+    first = distrec(*words)
+    assert first.code == 0, first.err
+    assert "train 200" in first.out.replace("\n", " ")
+    second = distrec(*words)
+    assert second.code == 2
+    assert "overwrite" in second.err
+    assert distrec(*words, "--overwrite").code == 0
+
+
+def test_prepare_refuses_a_source_that_is_not_there(distrec: Command, tmp_path: Path) -> None:
+    ended = distrec("prepare", "movielens-1m", "--out", tmp_path / "out", "--source", tmp_path / "ml-1m.zip")
+    assert ended.code == 2
+    assert "ml-1m.zip" in ended.err
