@@ -2,9 +2,10 @@
 
     python -m distrec.agent [torchrun's options] -m distrec train CONFIG [KEY=VALUE ...]
 
-This is torchrun with four differences. A failed rank gives one line and its own exit code, where torchrun prints a
-traceback of the launcher and always exits with 1. A signal to the agent ends in one line too. Local rank 0 owns the
-terminal. And the environment holds what long runs on large tables need, unless the user has set it otherwise.
+This is torchrun with five differences. A failed rank gives one line and its own exit code, where torchrun prints a
+traceback of the launcher and always exits with 1. A user's mistake is not tried again. A signal to the agent ends in one
+line too. Local rank 0 owns the terminal. And the environment holds what long runs on large tables need, unless the user has
+set it otherwise.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.launcher import api as launcher
 
 from distrec import environment
 from distrec.errors import UserError
@@ -44,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, command, words = configure(torchrun.parse_args(argv))
     except (ValueError, AssertionError, RuntimeError) as error:  # what torchrun raises for options that do not fit
         return _end(f"the agent's options do not fit: {error}", UserError.exit_code)
+    launcher.LocalElasticAgent = _Agent  # pyright: ignore[reportPrivateImportUsage]: torchrun has no option for it
     try:
-        elastic_launch(config, command)(*words)
+        launcher.elastic_launch(config, command)(*words)
     except ChildFailedError as error:
         return _end(*describe(error.failures))
     except SignalException as stop:
@@ -55,7 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def configure(args: Namespace) -> tuple[LaunchConfig, Callable | str, list[str]]:
+class _Agent(LocalElasticAgent):
+    """torchrun's, which starts the ranks anew whatever they ended with, but for mistakes that a new start would only repeat."""
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:  # type: ignore[override]
+        result: RunResult = super()._monitor_workers(worker_group)  # type: ignore[call-arg]
+        if any(failure.exitcode == UserError.exit_code for failure in result.failures.values()):
+            self._remaining_restarts = 0
+        return result
+
+
+def configure(args: Namespace) -> tuple[launcher.LaunchConfig, Callable | str, list[str]]:
     """What to launch, from torchrun's parsed options; fills in the environment that the ranks inherit."""
     ranks = torchrun.determine_local_world_size(args.nproc_per_node)
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
@@ -97,7 +111,7 @@ def _causality(failure: ProcessFailure, first: int) -> tuple[bool, bool, bool, i
     return failure.exitcode != UserError.exit_code, not killed, failure.exitcode == -signal.SIGTERM, failure.timestamp
 
 
-def _give_terminal_to_first_rank(config: LaunchConfig) -> None:
+def _give_terminal_to_first_rank(config: launcher.LaunchConfig) -> None:
     """Local rank 0 writes straight to the terminal; of the others, only stderr arrives, with the rank's number.
 
     They all compute the same metrics and report through rank 0, so their stdout says nothing new and is kept in the log

@@ -117,6 +117,17 @@ def test_a_killed_rank_is_restarted_with_its_peers(tmp_path):
     assert any("failed (exitcode: -9) local_rank: 1" in line for line in err)
 
 
+def test_a_users_mistake_is_not_tried_again(tmp_path):
+    script = """
+        import os, sys
+        from pathlib import Path
+        Path(f"attempt{os.environ['TORCHELASTIC_RESTART_COUNT']}").touch()
+        sys.exit(2)
+    """
+    code, _, err = Agent(tmp_path, script, "--nproc-per-node=2", "--max-restarts=3").end()
+    assert (code, sorted(path.name for path in tmp_path.glob("attempt*"))) == (2, ["attempt0"]), err
+
+
 def failures(codes: dict[int, int]) -> dict[int, ProcessFailure]:
     return {rank: ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file="") for rank, code in codes.items()}
 

@@ -59,6 +59,7 @@ class Server:
             return self.program(*(given[name] for name in self.facts["program"]["inputs"]))
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of torch 2.11's own loader
 def test_a_rankers_export_scores_as_the_model_was_evaluated(distrec: Command, tmp_path: Path) -> None:
     rows, run = write_rows(tmp_path / "rows", rows=600), tmp_path / "run"
     path = tmp_path / "small.toml"
