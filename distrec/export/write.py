@@ -64,7 +64,19 @@ def export(
     target = out or run / FOLDER
     engine, manifest = restored(config, ranks, run, step)
     folder = from_first(lambda: _begin(target))
-    facts: dict[str, Any] = {"model": identity(config, manifest), "inputs": inputs_of(engine)}
+    try:
+        facts = {"model": identity(config, manifest)} | _fill(folder, run, engine, precision, programs)
+        files = _checksums(folder, ranks)
+        from_first(lambda: _finish(folder, target, facts, files))
+    except OSError as error:  # a full disk, say, on this rank
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _cannot_write(target, error) from None
+    return Exported(target, facts)
+
+
+def _fill(folder: Path, run: Path, engine: Engine, precision: Precision, programs: Programs) -> dict[str, Any]:
+    """Write all files, and say what they are."""
+    facts: dict[str, Any] = {"inputs": inputs_of(engine)}
     if programs != "none":
         facts["program"] = from_first(lambda: write_programs(folder, engine, programs))
     score = scoring(engine)
@@ -73,9 +85,7 @@ def export(
     facts["tables"] = _write_tables(folder, engine, precision)
     if precision != "fp32":
         facts["rounding"] = measure_rounding(engine, score, precision)
-    files = _checksums(folder, ranks)
-    from_first(lambda: _finish(folder, target, facts, files))
-    return Exported(target, facts)
+    return facts
 
 
 def identity(config: Config, manifest: Manifest) -> dict[str, Any]:
@@ -221,14 +231,23 @@ def _begin(target: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"cannot write the export to {target}: {error.strerror}; name another folder with --out") from None
+        raise _cannot_write(target, error) from None
     return folder
 
 
+def _cannot_write(target: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write the export to {target}: {error.strerror or error}; name another folder with --out")
+
+
 def _finish(folder: Path, target: Path, facts: dict[str, Any], files: dict[str, tuple[int, int]]) -> None:
+    """Two renames, so that a reader finds what was there or what is new, and never a part of it."""
     seal(folder, EXPORT, facts, files)
-    shutil.rmtree(target, ignore_errors=True)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.replace(old)
     folder.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _hash(values: dict[str, Any]) -> str:

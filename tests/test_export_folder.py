@@ -1,0 +1,84 @@
+"""The folder of an export: whole or as it was, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from single_rank import alone
+from small_run import values
+
+from distrec import dist
+from distrec.checkpoint import Manifest
+from distrec.config.load import parse
+from distrec.errors import UserError
+from distrec.export import write
+from distrec.recall.vectors import EXPORT
+from distrec.seal import seal, unseal
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[dist.Ranks]:
+    with alone() as found:
+        yield found
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """An older export."""
+    (tmp_path / "export").mkdir()
+    seal(tmp_path / "export", EXPORT, {"model": "old"}, {})
+    return tmp_path / "export"
+
+
+def export_to(target: Path, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch, tables: Any) -> None:
+    """An export without a model, whose tables are written by `tables`."""
+    engine = SimpleNamespace(items=None, ranks=ranks)
+    manifest = Manifest(step=3, world=1, model={}, data="", position={}, progress={})
+    for name, value in {
+        "restored": lambda *_: (engine, manifest),
+        "inputs_of": lambda _: {},
+        "scoring": lambda _: None,
+        "_write_tables": tables,
+    }.items():
+        monkeypatch.setattr(write, name, value)
+    config = parse(values(target, target))
+    write.export(config, ranks, target, target, None, "fp32", "none")
+
+
+def test_a_full_disk_is_said_and_leaves_the_older_export(
+    target: Path, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, *_: Any) -> None:
+        (folder / "part").write_text("as far as it went")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match=r"cannot write the export to .*: No space left on device; name another folder"):
+        export_to(target, ranks, monkeypatch, full)
+    assert unseal(target, EXPORT, "")["model"] == "old"
+    assert [path.name for path in target.parent.iterdir()] == ["export"]  # the room is free again
+
+
+def test_the_older_export_makes_room_at_once(target: Path, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its removal may take long, or fail: until then a reader must find the one or the other."""
+    found: list[list[str]] = []
+
+    def remove(folder: Path, ignore_errors: bool) -> None:
+        found.append([path.name for path in target.parent.glob("export/manifest.json")])
+        remove_really(folder, ignore_errors=ignore_errors)
+
+    remove_really = shutil.rmtree
+    monkeypatch.setattr(write.shutil, "rmtree", remove)
+    export_to(target, ranks, monkeypatch, lambda *_: {})
+    assert found
+    assert all(names == ["manifest.json"] for names in found)
+    monkeypatch.setattr(write.shutil, "rmtree", lambda *_, **__: None)
+    export_to(target, ranks, monkeypatch, lambda *_: {"t": {}})
+    assert json.loads((target / "manifest.json").read_text())["tables"] == {"t": {}}
