@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from distrec.prepare.output import Prepared
 
 prepare = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn a raw dataset into Parquet and dataset.json.")
 
@@ -22,6 +27,17 @@ MovieLensTask = Annotated[
 MovieLensSplit = Annotated[
     Literal["time", "random"] | None, typer.Option(help="ctr and rating: 80/10/10, by time or by chance; default: time")
 ]
+FETCHED = {"download_progress": "download", "progress": "rows"}  # what a published dataset counts, by argument
+
+
+def _run(write: Callable[..., Prepared], *given: Any, bars: dict[str, str], **options: Any) -> None:
+    """Call a preparation, with a bar for each thing that it counts, and say what it wrote."""
+    from distrec.screen import bar, prepared
+
+    with ExitStack() as stack:
+        shown = {argument: stack.enter_context(bar(what)) for argument, what in bars.items()}
+        result = write(*given, **options, **shown)
+    prepared(result)
 
 
 @prepare.command()
@@ -34,73 +50,42 @@ def synthetic(
 ) -> None:
     """Criteo-shaped rows with a planted signal. Their best possible AUC is known."""
     from distrec.prepare.synthetic import synthetic as write
-    from distrec.screen import bar, prepared
 
-    with bar("rows") as progress:
-        result = write(out, rows=rows, valid_rows=valid_rows, seed=seed, overwrite=overwrite, progress=progress)
-    prepared(result)
+    _run(write, out, rows=rows, valid_rows=valid_rows, seed=seed, overwrite=overwrite, bars={"progress": "rows"})
 
 
-@prepare.command("movielens-1m")
-def movielens_1m(
-    out: Out,
-    task: MovieLensTask = "ctr",
-    split: MovieLensSplit = None,
-    max_history: MaxHistory = 50,
-    min_history: MinHistory = 0,
-    seed: Seed = 0,
-    source: Source = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """MovieLens-1M, from its publisher or from a local copy."""
-    _movielens("movielens-1m", out, task, split, max_history, min_history, seed, source, overwrite)
+def _add_movielens(which: str, title: str) -> None:
+    """A verb an edition, all with the same options."""
+
+    @prepare.command(which, help=f"{title}, from its publisher or from a local copy.")
+    def movielens(
+        out: Out,
+        task: MovieLensTask = "ctr",
+        split: MovieLensSplit = None,
+        max_history: MaxHistory = 50,
+        min_history: MinHistory = 0,
+        seed: Seed = 0,
+        source: Source = None,
+        overwrite: Overwrite = False,
+    ) -> None:
+        from distrec.errors import UserError
+        from distrec.prepare.movielens import HISTORY
+        from distrec.prepare.movielens import movielens as rated
+        from distrec.prepare.retrieval.movielens_retrieval import movielens_retrieval as in_sequence
+
+        given: dict[str, Any] = {"seed": seed, "source": source, "overwrite": overwrite, "bars": FETCHED}
+        if task == "retrieval":
+            if split:
+                raise UserError(f"--split {split}: the split of --task retrieval is leave-one-out; leave --split away")
+            _run(in_sequence, which, out, max_history=max_history, min_history=min_history, **given)
+        else:
+            if (max_history, min_history) != (HISTORY, 0):
+                raise UserError("--max-history and --min-history are for --task retrieval; leave them away")
+            _run(rated, which, out, task=task, split=split or "time", **given)
 
 
-@prepare.command("movielens-100k")
-def movielens_100k(
-    out: Out,
-    task: MovieLensTask = "ctr",
-    split: MovieLensSplit = None,
-    max_history: MaxHistory = 50,
-    min_history: MinHistory = 0,
-    seed: Seed = 0,
-    source: Source = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """MovieLens-100K, from its publisher or from a local copy."""
-    _movielens("movielens-100k", out, task, split, max_history, min_history, seed, source, overwrite)
-
-
-def _movielens(
-    which: str,
-    out: Path,
-    task: Literal["ctr", "rating", "retrieval"],
-    split: Literal["time", "random"] | None,
-    max_history: int,
-    min_history: int,
-    seed: int,
-    source: Path | None,
-    overwrite: bool,
-) -> None:
-    from functools import partial
-
-    from distrec.errors import UserError
-    from distrec.prepare.movielens import HISTORY, movielens
-    from distrec.prepare.retrieval.movielens_retrieval import movielens_retrieval
-    from distrec.screen import bar, prepared
-
-    if task == "retrieval" and split:
-        raise UserError(f"--split {split}: the split of --task retrieval is leave-one-out; leave --split away")
-    if task != "retrieval" and (max_history, min_history) != (HISTORY, 0):
-        raise UserError("--max-history and --min-history are for --task retrieval; leave them away")
-    write = (
-        partial(movielens_retrieval, max_history=max_history, min_history=min_history)
-        if task == "retrieval"
-        else partial(movielens, task=task, split=split or "time")
-    )
-    with bar("download") as fetching, bar("rows") as writing:
-        result = write(which, out, seed=seed, source=source, overwrite=overwrite, progress=writing, download_progress=fetching)
-    prepared(result)
+_add_movielens("movielens-1m", "MovieLens-1M")
+_add_movielens("movielens-100k", "MovieLens-100K")
 
 
 @prepare.command()
@@ -117,21 +102,18 @@ def gowalla(
 ) -> None:
     """Gowalla check-ins for retrieval, in the split of LightGCN and BARS."""
     from distrec.prepare.retrieval.gowalla import gowalla as write
-    from distrec.screen import bar, prepared
 
-    with bar("download") as fetching, bar("rows") as writing:
-        result = write(
-            out,
-            valid_share=valid_share,
-            max_history=max_history,
-            min_history=min_history,
-            seed=seed,
-            source=source,
-            overwrite=overwrite,
-            progress=writing,
-            download_progress=fetching,
-        )
-    prepared(result)
+    _run(
+        write,
+        out,
+        valid_share=valid_share,
+        max_history=max_history,
+        min_history=min_history,
+        seed=seed,
+        source=source,
+        overwrite=overwrite,
+        bars=FETCHED,
+    )
 
 
 @prepare.command("amazon-sequences")
@@ -146,21 +128,18 @@ def amazon_sequences(
 ) -> None:
     """Amazon reviews for retrieval, leave-one-out, from the sequences that S3-Rec publishes."""
     from distrec.prepare.retrieval.amazon_sequences import amazon_sequences as write
-    from distrec.screen import bar, prepared
 
-    with bar("download") as fetching, bar("rows") as writing:
-        result = write(
-            out,
-            category=category,
-            max_history=max_history,
-            min_history=min_history,
-            seed=seed,
-            source=source,
-            overwrite=overwrite,
-            progress=writing,
-            download_progress=fetching,
-        )
-    prepared(result)
+    _run(
+        write,
+        out,
+        category=category,
+        max_history=max_history,
+        min_history=min_history,
+        seed=seed,
+        source=source,
+        overwrite=overwrite,
+        bars=FETCHED,
+    )
 
 
 @prepare.command()
@@ -200,29 +179,26 @@ def interactions(
     from distrec.prepare.retrieval.items import ItemFile
     from distrec.prepare.retrieval.log import LogColumns
     from distrec.prepare.retrieval.splits import Splitting
-    from distrec.screen import bar, prepared
 
     if not items and (item_feature or title or category):
         raise UserError("--item-feature, --title and --category name columns of --items; name that file too")
     if split and (valid or test):
         raise UserError(f"--split {split}: --valid and --test are a split already; leave one of them away")
-    with bar("rows read") as reading, bar("rows") as writing:
-        result = write(
-            (log, valid or (), test or ()),
-            out,
-            columns=LogColumns(user, item, time, feature or ()),
-            items=ItemFile(items, item, title, category, item_feature or ()) if items else None,
-            splitting=Splitting("files" if valid or test else split or "leave-one-out", valid_share, test_share),
-            repeats=repeats,
-            unknown_items=unknown_items,
-            max_history=max_history,
-            min_history=min_history,
-            seed=seed,
-            overwrite=overwrite,
-            progress=writing,
-            read_progress=reading,
-        )
-    prepared(result)
+    _run(
+        write,
+        (log, valid or (), test or ()),
+        out,
+        columns=LogColumns(user, item, time, feature or ()),
+        items=ItemFile(items, item, title, category, item_feature or ()) if items else None,
+        splitting=Splitting("files" if valid or test else split or "leave-one-out", valid_share, test_share),
+        repeats=repeats,
+        unknown_items=unknown_items,
+        max_history=max_history,
+        min_history=min_history,
+        seed=seed,
+        overwrite=overwrite,
+        bars={"read_progress": "rows read", "progress": "rows"},
+    )
 
 
 @prepare.command()
@@ -243,17 +219,14 @@ def criteo(
 ) -> None:
     """Criteo's click logs, Kaggle's or the terabyte, as TSV or gzip. Held out: the last file, or the last seventh of one."""
     from distrec.prepare.criteo import criteo as write
-    from distrec.screen import bar, prepared
 
-    with bar("files counted") as counting, bar("rows") as progress:
-        result = write(
-            source,
-            out,
-            hash_sizes=hash_sizes,
-            max_rows_per_table=max_rows_per_table,
-            min_count=min_count,
-            overwrite=overwrite,
-            progress=progress,
-            count_progress=counting,
-        )
-    prepared(result)
+    _run(
+        write,
+        source,
+        out,
+        hash_sizes=hash_sizes,
+        max_rows_per_table=max_rows_per_table,
+        min_count=min_count,
+        overwrite=overwrite,
+        bars={"count_progress": "files counted", "progress": "rows"},
+    )

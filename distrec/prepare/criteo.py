@@ -67,7 +67,7 @@ def criteo(
         options = {"hash_sizes": hash_sizes, "max_rows_per_table": max_rows_per_table, "min_count": min_count}
         facts = {"split": "order", "files": [file.name for file in files], "ids": _kind(ids), **options}
         write_description(partial, "criteo", "ctr", _columns(ids), counts, **facts)
-    return Prepared(folder, counts, tuple(sorted(folder.glob("*/*.parquet"))), folder / "dataset.json")
+    return Prepared(folder, counts)
 
 
 def _limits(hash_sizes: HashSizes | None, most: int | None, min_count: int | None) -> tuple[int, ...] | None:

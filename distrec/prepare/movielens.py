@@ -69,7 +69,7 @@ def movielens(
         rows = _Rows(joined(edition, raw_files(edition, path, fetched=source is None)), task, split, seed)
         counts = {name: write_split(partial / name, rows.schema, rows.blocks(name, progress)) for name in (*SHARES, "test")}
         write_description(partial, which, task, rows.columns, counts, **_facts(edition, split, seed))
-    return Prepared(folder, counts, tuple(sorted(folder.glob("*/*.parquet"))), folder / "dataset.json")
+    return Prepared(folder, counts)
 
 
 def _known(kind: str, name: str, known: Collection[str]) -> None:

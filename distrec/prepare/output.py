@@ -20,8 +20,16 @@ class Prepared:
 
     folder: Path  # OUT/<task>, which holds one folder a split
     rows: dict[str, int]  # split -> rows
-    files: tuple[Path, ...]  # Parquet files
-    description: Path  # dataset.json
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The Parquet files."""
+        return tuple(sorted(self.folder.glob("*/*.parquet")))
+
+    @property
+    def description(self) -> Path:
+        """What says which columns they have."""
+        return self.folder / "dataset.json"
 
 
 def no_progress(done: int, total: int) -> None:

@@ -61,7 +61,7 @@ def synthetic(
     with new_folder(folder, overwrite) as partial:
         counts = {name: write_split(partial / name, draw.schema, draw.blocks(n)) for name, n in _splits(rows, valid_rows)}
         write_description(partial, "synthetic", "ctr", COLUMNS, counts, seed=seed, split="time", **draw.aucs())
-    return Prepared(folder, counts, tuple(sorted(folder.glob("*/*.parquet"))), folder / "dataset.json")
+    return Prepared(folder, counts)
 
 
 def _splits(rows: int, valid_rows: int) -> tuple[tuple[str, int], ...]:

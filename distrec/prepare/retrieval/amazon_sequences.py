@@ -69,7 +69,7 @@ def amazon_sequences(
         with RetrievalWriter(partial, catalogue, rows, interactions.height, progress=progress) as writer:
             writer.add(interactions, users)
             counts = writer.finish("amazon-sequences", category=category, split="leave-one-out", seed=seed, source=source_facts)
-    return Prepared(folder, counts, tuple(sorted(folder.glob("*/*.parquet"))), folder / "dataset.json")
+    return Prepared(folder, counts)
 
 
 def _catalogue(reviews: IdLines, name: str, raw: bytes) -> Catalogue:

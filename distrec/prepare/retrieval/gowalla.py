@@ -76,7 +76,7 @@ def gowalla(
         with RetrievalWriter(partial, catalogue, rows, interactions.height, progress=progress) as writer:
             writer.add(interactions, users)
             counts = writer.finish("gowalla", **_facts(train, test, valid_share, seed))
-    return Prepared(folder, counts, tuple(sorted(folder.glob("*/*.parquet"))), folder / "dataset.json")
+    return Prepared(folder, counts)
 
 
 def _in_sequence(train: IdLines, test: IdLines, valid_share: float, seed: int) -> pl.DataFrame:

@@ -87,7 +87,7 @@ def interactions(
                     writer.add(*sequence.of(bucket))
                 counts = writer.finish("interactions", **facts, **sequence.facts(), unknown_items=unknown, seed=seed)
         shutil.rmtree(partial / ".buckets")
-    return Prepared(folder, counts, tuple(sorted(folder.glob("*/*.parquet"))), folder / "dataset.json")
+    return Prepared(folder, counts)
 
 
 class _Sequence:

@@ -60,7 +60,7 @@ def movielens_retrieval(
         with RetrievalWriter(partial, movies, rows, ratings.height, _profile(ratings), progress=progress) as writer:
             writer.add(*_in_sequence(ratings))
             counts = writer.finish(which, split="leave-one-out", seed=seed, **source_facts(edition))
-    return Prepared(folder, counts, tuple(sorted(folder.glob("*/*.parquet"))), folder / "dataset.json")
+    return Prepared(folder, counts)
 
 
 def _rated(movies: pl.DataFrame, ratings: pl.DataFrame) -> Catalogue:
