@@ -82,3 +82,18 @@ def test_the_older_export_makes_room_at_once(target: Path, ranks: dist.Ranks, mo
     monkeypatch.setattr(write.shutil, "rmtree", lambda *_, **__: None)
     export_to(target, ranks, monkeypatch, lambda *_: {"t": {}})
     assert json.loads((target / "manifest.json").read_text())["tables"] == {"t": {}}
+
+
+def test_the_folder_that_one_stands_in_is_a_folder(tmp_path: Path, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    export_to(Path(), ranks, monkeypatch, lambda *_: {})
+    assert unseal(tmp_path / "mine", EXPORT, "")["tables"] == {}
+
+
+def test_a_link_stays_a_link(target: Path, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a larger disk, say."""
+    (target.parent / "link").symlink_to(target)
+    export_to(target.parent / "link", ranks, monkeypatch, lambda *_: {})
+    assert (target.parent / "link").is_symlink()
+    assert unseal(target, EXPORT, "")["tables"] == {}

@@ -67,7 +67,7 @@ def export(
     try:
         facts = {"model": identity(config, manifest)} | _fill(folder, run, engine, precision, programs)
         files = _checksums(folder, ranks)
-        from_first(lambda: _finish(folder, target, facts, files))
+        from_first(lambda: _finish(folder, target.resolve(), facts, files))
     except OSError as error:  # a full disk, say, on this rank
         shutil.rmtree(folder, ignore_errors=True)
         raise _cannot_write(target, error) from None
@@ -226,7 +226,8 @@ def _begin(target: Path) -> Path:
         raise UserError(f"{target} holds something that is no export; name another folder with --out")
     if (target / MANIFEST).exists():
         unseal(target, EXPORT, "name another folder with --out")
-    folder = target.with_name(f".{target.name}.partial")
+    home = target.resolve()  # where a link leads; and "." has no name
+    folder = home.with_name(f".{home.name}.partial")
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
