@@ -13,7 +13,7 @@ import pytest
 
 from distrec.errors import UserError
 from distrec.recall import index as index_module
-from distrec.recall import screen
+from distrec.recall import screen, search
 from distrec.recall.auto import Point, efforts, overlap, tune
 from distrec.recall.factory import candidates, fill, lists_for, subvectors_for
 from distrec.recall.index import VectorIndex, build, sample_rows
@@ -173,7 +173,11 @@ def test_it_is_trained_on_the_sample_and_filled_part_by_part(vectors: Vectors, m
     assert len(calls) == 1 + len(list(vectors.blocks()))
 
 
-def test_what_is_hidden_is_left_out_and_others_take_its_place(vectors: Vectors, items: np.ndarray, queries: np.ndarray) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 256])
+def test_what_is_hidden_is_left_out_and_others_take_its_place(
+    at_once: int, vectors: Vectors, items: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "AT_ONCE", at_once)
     index = build(vectors, "Flat", MODEL)
     order = exact(queries[:3], items, ROWS)
     hidden = [order[0, :4].tolist(), [], order[2, 1:9].tolist()]
@@ -182,6 +186,10 @@ def test_what_is_hidden_is_left_out_and_others_take_its_place(vectors: Vectors, 
     expected = [[i for i in row if i not in gone][:5] for row, gone in zip(order.tolist(), hidden, strict=True)]
     assert rows.tolist() == expected
     assert (np.diff(scores, axis=1) <= 0).all()
+    asked: list[int] = []
+    monkeypatch.setattr(index, "search", lambda q, k: (asked.append(k), VectorIndex.search(index, q, k))[1])
+    recommend(index, queries[:3], 5, (flat, offsets))
+    assert asked == {1: [9, 5, 13], 2: [9, 13], 256: [13]}[at_once]  # no deeper than the neighbours need
     everything = np.arange(ROWS - 2)
     scores, rows = recommend(index, queries[:1], 5, (everything, np.array([0, len(everything)])))
     assert sorted(rows[0].tolist()) == [-1, -1, -1, ROWS - 2, ROWS - 1]

@@ -6,13 +6,15 @@ import numpy as np
 
 from distrec.recall.index import VectorIndex
 
+AT_ONCE = 256  # queries: one that hides much makes the search deeper for those beside it alone
+
 
 def recommend(
     index: VectorIndex, queries: np.ndarray, k: int, hidden: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best k items of each query, without those that are hidden from it.
 
-    The index is asked for as many more as any query of the batch has hidden.
+    The index is asked for as many more as any of `AT_ONCE` queries has hidden.
 
     Args:
         index: of the model's items.
@@ -29,7 +31,20 @@ def recommend(
     index.require(queries, k)
     if hidden is None or not len(hidden[0]):
         return index.search(queries, k)
-    items, offsets = hidden
+    parts = [_without(index, queries[low : low + AT_ONCE], k, *_some(hidden, low)) for low in range(0, len(queries), AT_ONCE)]
+    scores, rows = zip(*parts, strict=True)
+    return np.concatenate(scores), np.concatenate(rows)
+
+
+def _some(lists: tuple[np.ndarray, np.ndarray], low: int) -> tuple[np.ndarray, np.ndarray]:
+    """The lists of `AT_ONCE` queries from `low` on."""
+    offsets = lists[1][low : low + AT_ONCE + 1]
+    return lists[0][offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def _without(
+    index: VectorIndex, queries: np.ndarray, k: int, items: np.ndarray, offsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     more = int(np.diff(offsets).max())
     scores, found = index.search(queries, min(k + more, len(index.ids)))
     left_out = (found < 0) | _among(found, items, offsets, len(index.ids))
