@@ -67,7 +67,7 @@ def encode_items(column: Column, use: ItemUse) -> Ids:
         where = column.where(int(np.argmax(keys.lengths != 1)))
         raise UserError(f"column {use.column!r}, {where}: no item; a retriever learns from rows with one: leave the row out")
     if use.length is not None:
-        keys = _oldest(keys, use.length)
+        keys = _first(keys, use.length)
     rows = use.index.rows(keys.values)
     unknown = rows < 0
     if unknown.any():
@@ -77,7 +77,7 @@ def encode_items(column: Column, use: ItemUse) -> Ids:
     return Ids(rows, keys.lengths)
 
 
-def _oldest(keys: Ids, length: int) -> Ids:
+def _first(keys: Ids, length: int) -> Ids:
     """Of each row, the first `length` values."""
     before = np.cumsum(keys.lengths) - keys.lengths
     return keys.keep(np.arange(len(keys.values)) - np.repeat(before, keys.lengths) < length)

@@ -28,7 +28,7 @@ class Neighbours:
         """Search exactly, with the vectors of all ranks' shares. Every rank must call it."""
         start, stop = share.starts[share.rank : share.rank + 2]
         itself = torch.arange(start, stop), torch.arange(stop - start + 1)
-        found = top_k(share.vectors, share, self.table.shape[1], itself).items
+        found = top_k(share.vectors, share, self.table.shape[1], itself).items.int()
         sizes = np.diff(share.starts)
         padded = found.new_full((int(sizes.max()), found.shape[1]), -1)
         padded[: len(found)] = found
