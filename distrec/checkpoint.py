@@ -36,7 +36,7 @@ class Manifest:
     step: int
     world: int
     model: dict  # distrec.config.load.structure of the run's config
-    data: str  # Reader.fingerprint
+    data: str  # fingerprints of the reader and of a retriever's catalogue
     position: dict  # Position.to_json
     progress: dict  # what the loop remembers: best metric, evaluations without a better one
     files: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> bytes, crc32

@@ -132,14 +132,19 @@ class Engine:
             "random": {self._random_key(): _random_state(self.ranks.device)},
         } | ({} if self.neighbours is None else {"neighbours": self.neighbours.table})
 
-    def load(self, checkpoints: Checkpoints, step: int) -> None:
-        """Take the state of a step, saved on any number of ranks with any plan."""
+    def load(self, checkpoints: Checkpoints, step: int, to_train: bool = True) -> None:
+        """Take the state of a step, saved on any number of ranks with any plan.
+
+        What is known of items by their places in the catalogue is only for training: other catalogues can be ranked too.
+        """
         self.optimizers.prepare_to_load()
         state = self.state()
+        places = {} if to_train else _take_places(state)
         same_rank = checkpoints.has(step, f"random.{self._random_key()}.{self.ranks.device.type}")
         if not same_rank:
             del state["random"]
         checkpoints.load(step, state)
+        state["model"].update(places)
         self.model.load_state_dict(state["model"])
         self.optimizers.load_state_dict(state["optimizers"], step)
         if same_rank:
@@ -350,6 +355,12 @@ def _listed(faults: list[str]) -> str:
     if len(faults) == 1:
         return faults[0]
     return "\n".join([f"{len(faults)} faults:", *(indent(fault, "  ") for fault in faults)])
+
+
+def _take_places(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Take out of a state what goes by places in the catalogue; returns what of it is the model's."""
+    state.pop("neighbours", None)
+    return {name: state["model"].pop(name) for name in [*state["model"]] if ".candidates." in name}
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def restored(config: Config, ranks: Ranks, folder: Path, step: int | None) -> tu
         refuse(f"{folder} has no checkpoint yet")
     require_same_model(manifest, config, folder)
     engine = Engine.build(_without_copies(config), ranks)
-    engine.load(checkpoints, manifest.step)
+    engine.load(checkpoints, manifest.step, to_train=False)
     return engine, manifest
 
 

@@ -265,7 +265,7 @@ class Trainer:
                 step=self.optimizers.steps,
                 world=self.ranks.world,
                 model=structure(self.config),
-                data=self.readers["train"].fingerprint,
+                data="-".join(self._reads()),
                 position=self.position.to_json(),
                 progress=dict(vars(self.memory)),
             )
@@ -293,12 +293,23 @@ class Trainer:
         if self.ranks.first:
             logger.info("resuming after step %d, epoch %d", manifest.step, self.position.epoch + 1)
 
+    def _reads(self) -> list[str]:
+        """Short hashes of the log, and of a retriever's catalogue."""
+        items = self.engine.items
+        return [self.readers["train"].fingerprint, *([] if items is None else [items.catalogue.index.fingerprint])]
+
     def _require_same_data(self, manifest: Manifest) -> None:
-        if manifest.data != self.readers["train"].fingerprint:
+        log, *catalogue = manifest.data.split("-")
+        if log != self._reads()[0]:
             refuse(
                 f"data.train is not what the checkpoint of step {manifest.step} was reading: its files, their rows, or the "
                 "shuffling (data.shuffle, data.shuffle_window, train.seed) have changed, so rows would be read twice or "
                 "never; restore them, or set another `folder`"
+            )
+        if catalogue != self._reads()[1:]:
+            refuse(
+                f"retrieval.items is not the catalogue of the checkpoint of step {manifest.step}: items were added, removed or "
+                "moved, and it knows by their places how often they come up; restore it, or set another `folder`"
             )
 
     def _refuse(self, loss: Tensor, sound: Tensor) -> None:

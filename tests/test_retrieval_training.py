@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from single_rank import alone, lines
@@ -15,10 +18,11 @@ from small_retrieval import GENRES, ITEMS, USERS, retrieval_values, write_retrie
 from distrec import dist
 from distrec.config.check import find_faults, monitored_metric
 from distrec.config.load import parse, structure
-from distrec.engine import validate
+from distrec.engine import open_reader, validate
 from distrec.errors import UserError
 from distrec.planner.planning import beside_tables
 from distrec.profile.inspection import inspect_config
+from distrec.trained import score
 from distrec.trainer import Trainer, build
 
 
@@ -137,6 +141,30 @@ def scores_of_one_user(trainer: Trainer) -> np.ndarray:
     batch = next(iter(trainer.readers["train"].batches(epochs=1)))
     items = trainer.engine.item_vectors(trainer.engine.items.catalogue.batch(np.arange(ITEMS)))
     return (items @ trainer.engine.query_vectors(batch)[0]).numpy()
+
+
+def test_another_catalogue_can_be_ranked_but_not_trained_on(ranks: dist.Ranks, data: Path, tmp_path: Path) -> None:
+    """What a checkpoint says of items, how often they come up and what is near them, goes by their places in the catalogue."""
+    trainer = train(ranks, data, tmp_path / "run", train={"device": "cpu", "steps": 8})
+    items = pq.read_table(data / "items")
+    (tmp_path / "other").mkdir()
+    pq.write_table(items.take(list(range(ITEMS - 1, 3, -1))), tmp_path / "other/items.parquet")  # without the first 4
+    values = retrieval_values(data, tmp_path / "run")
+    values["retrieval"] |= {"items": str(tmp_path / "other"), "mask": None}
+    rows = pq.read_table(data / "valid")
+    valid = rows.filter(pa.array([row[0] > 3 for row in rows["targets"].to_pylist()]))
+    pq.write_table(valid, tmp_path / "valid.parquet")
+    values["data"] |= {"valid": str(tmp_path / "valid.parquet")}
+    _, found = score(parse(values), ranks, tmp_path / "run", "valid", None)
+    engine = replace(trainer.engine, config=parse(values | {"data": values["data"] | {"eval_batch_size": len(valid)}}))
+    vectors = trainer.engine.query_vectors(next(iter(open_reader(engine, "valid").batches(epochs=1))))
+    assert trainer.engine.items is not None
+    table = trainer.engine.item_vectors(trainer.engine.items.catalogue.batch(np.arange(ITEMS)))
+    best = np.argsort(-(vectors @ table.T).numpy()[:, 4:], axis=1)[:, :10] + 4
+    hits = [row[0] in ten for row, ten in zip(valid["targets"].to_pylist(), best.tolist(), strict=True)]
+    assert found.metrics["recall@10"] == pytest.approx(np.mean(hits))
+    with pytest.raises(UserError, match=r"retrieval\.items"):
+        build(parse(values), ranks, "newest")
 
 
 FAULTS: list[tuple[dict[str, Any], str]] = [

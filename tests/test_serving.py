@@ -256,6 +256,17 @@ def test_an_index_of_other_weights_is_refused(distrec: Command, run: Path) -> No
         assert "build it again: distrec index RUN" in ended.err
 
 
+def test_an_index_of_another_catalogue_is_refused(distrec: Command, run: Path, tmp_path: Path) -> None:
+    """Its places would have the titles of other items, and hide others than those that a user has seen."""
+    assert distrec("index", run).code == 0
+    items = pq.read_table(json.loads((run / "config.json").read_text())["retrieval"]["items"][0])
+    for name, kept in (("moved", range(39, -1, -1)), ("fewer", range(39))):
+        pq.write_table(items.take(list(kept)), tmp_path / f"{name}.parquet")
+        ended = distrec("recall", run, f"retrieval.items={tmp_path / name}.parquet", "--query", "7")
+        assert ended.code == 2
+        assert "index is of another catalogue: retrieval.items has other items now, or in another order" in ended.err
+
+
 def test_damaged_files_are_named(distrec: Command, run: Path) -> None:
     assert distrec("index", run).code == 0
     file = run / "index/index.faiss"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,11 @@ class ItemIndex:
 
     def __len__(self) -> int:
         return len(self._order)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash of the ids in their order."""
+        return hashlib.sha256(self._order.tobytes() + self._sorted.tobytes()).hexdigest()[:16]
 
     def first_twice(self) -> int | None:
         """A row whose id an earlier row has; None where there is none."""

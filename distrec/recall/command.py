@@ -125,13 +125,16 @@ def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> t
     """An index, and the model at the step that it was built from. Every rank must call it.
 
     Raises:
-        UserError: there is no index, or the run's checkpoint of that step is gone, or is another one.
+        UserError: there is no index, the run's checkpoint of that step is gone, or is another one, or the catalogue is.
     """
     asking.retrieval_of(config)
     folder = index or run / INDEX
     found = together(lambda: VectorIndex.load(folder))
     engine, manifest = restored(config, ranks, run, found.facts["model"]["step"])
     together(lambda: found.require_model(identity(config, manifest), folder))
+    assert engine.items is not None, "a retriever has items"
+    ids = engine.items.catalogue.own_ids
+    together(lambda: found.require_items(ids, folder))
     return found, engine
 
 

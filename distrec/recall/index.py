@@ -62,6 +62,15 @@ class VectorIndex:
         if differing := [f"{key} {own.get(key)}, now {value}" for key, value in model.items() if own.get(key) != value]:
             raise UserError(f"the index in {folder} is of another model ({'; '.join(differing)}); {REMEDY}")
 
+    def require_items(self, ids: pa.Array, folder: Path) -> None:
+        """Raise a `UserError` when a catalogue's items are not those of the index, or stand in another order."""
+        here, there = (each.cast(pa.large_string()) for each in (self.ids, ids))
+        if not here.equals(there):
+            raise UserError(
+                f"the index in {folder} is of another catalogue: retrieval.items has other items now, or in another order; "
+                "export the run and index it again"
+            )
+
     def tune(self, parameters: str) -> None:
         """Set search parameters, `nprobe=32,k_factor_rf=4` say; an empty text sets none."""
         if parameters:
