@@ -360,7 +360,7 @@ def _listed(faults: list[str]) -> str:
 def _take_places(state: dict[str, Any]) -> dict[str, Tensor]:
     """Take out of a state what goes by places in the catalogue; returns what of it is the model's."""
     state.pop("neighbours", None)
-    return {name: state["model"].pop(name) for name in [*state["model"]] if ".candidates." in name}
+    return {name: state["model"].pop(name) for name in [*state["model"]] if name.startswith("head.candidates.")}
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
