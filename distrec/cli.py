@@ -179,7 +179,7 @@ def plan(
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs a machine, or ranks with --device cpu")] = 8,
-    hbm: Annotated[str, typer.Option(help="memory of a GPU")] = "80GB",
+    hbm: Annotated[str, typer.Option(help="memory of a GPU; 1GB is 2^30 bytes")] = "80GB",
     host: Annotated[str, typer.Option(help="host memory a rank may use")] = "128GB",
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="what the ranks have")] = "cuda",
     intra: Annotated[str, typer.Option(help="bandwidth between GPUs of a machine, a second")] = "600GB",

@@ -50,7 +50,7 @@ def index(
     run: Run,
     factory: Annotated[str, typer.Option(help='a Faiss factory string: "IVF1024,Flat"; auto: by size and recall')] = "auto",
     recall: Annotated[float, typer.Option(help="share of the exact best items to find, for the search parameters")] = 0.98,
-    k: Annotated[int | None, typer.Option("-k", help="at how many items; default: 100")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="items a query that --recall is measured at; default: 100")] = None,
     export: Annotated[Path | None, typer.Option(help="what `distrec export` wrote; default: RUN/export")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write into; default: RUN/index")] = None,
 ) -> None:

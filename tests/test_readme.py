@@ -5,10 +5,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from single_rank import alone
+from small_retrieval import retrieval_values, write_retrieval
 from small_run import values, write_rows
 from typer.main import get_command
 
-from distrec import dist, log
+from distrec import log
 from distrec.cli import app
 from distrec.config.check import find_faults
 from distrec.config.load import parse
@@ -30,19 +32,20 @@ def test_the_config_for_ones_own_data_is_sound() -> None:
     assert list(find_faults(config)) == []
 
 
-def test_the_model_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_models.py").write_text(block("python", "class Wide"))
+def test_the_models_of_ones_own_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_models.py").write_text(block("python", "class Wide") + block("python", "class Linear"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    model = {"name": "my_models:Wide", "params": {"mlp": [32]}}
-    write_rows(tmp_path / "rows")
-    config = parse(values(tmp_path / "rows", tmp_path / "run", model=model, train={"steps": 3, "device": "cpu"}))
+    rows, log_of_items = write_rows(tmp_path / "rows"), write_retrieval(tmp_path / "log", rows=300)
+    few = {"steps": 3, "device": "cpu"}
+    ranker = {"name": "my_models:Wide", "params": {"mlp": [32]}}
+    retriever = {"name": "my_models:Linear", "params": {"dim": 16}}
     log.quiet_dependencies()
-    ranks = dist.start("cpu")
-    try:
-        report = build(config, ranks, None).run()
-    finally:
-        dist.stop()
-    assert report.steps == 3
+    with alone() as ranks:
+        for given in (
+            values(rows, tmp_path / "ranker", model=ranker, train=few),
+            retrieval_values(log_of_items, tmp_path / "retriever", model=retriever, train=few),
+        ):
+            assert build(parse(given), ranks, None).run().steps == 3
 
 
 def test_the_tree_names_every_module() -> None:

@@ -76,7 +76,10 @@ def find_label(columns: Mapping[str, Column], named: str | None = None) -> str:
     found = named or _by_name(columns) or _only_binary(columns)
     if found is None:
         listed = ", ".join(list(columns)[:20])
-        raise UserError(f"no column looks like a label; name it with --label COLUMN; there is: {listed}")
+        raise UserError(
+            f"no column looks like a label; name it with --label COLUMN; there is: {listed} "
+            "(the data of a retriever has none; docs/own-data.md has a config for it)"
+        )
     _require_label(columns[found])
     return found
 
