@@ -96,6 +96,15 @@ def test_what_training_reports_is_what_the_exported_tables_rank(served: tuple[Pa
     assert full < sampled <= 1  # against 20 items it is easier than against 40
 
 
+def test_a_model_without_dense_parameters_is_read_by_ranks_that_lack_a_table(served: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = served
+    assert len(results["moved"]["tables"]["item"]["parts"]) == 1
+    moved, own = (
+        table(folder / name, results[which], "item") for name, which in (("moved", "moved"), ("run/export", "export"))
+    )
+    np.testing.assert_array_equal(moved, own)
+
+
 def test_item_vectors_are_the_ranks_shares_and_queries_are_there_to_measure_with(served: tuple[Path, dict[str, Any]]) -> None:
     folder, results = served
     users, items = (table(folder / "run/export", results["export"], name) for name in ("user", "item"))

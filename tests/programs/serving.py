@@ -68,6 +68,8 @@ def main(folder: Path) -> None:
     report = build(config, ranks, None).run()
     found = {"evaluated": report.metrics, "exact": searched(ranks)}
     found["export"] = export(config, ranks, folder / "run", None, None, "fp32", "none").facts
+    values["tables"]["item"]["sharding"] = "table_wise"  # one rank holds none of it
+    found["moved"] = export(parse(values), ranks, folder / "run", folder / "moved", None, "fp32", "none").facts
     found["rounded"] = export(config, ranks, folder / "run", folder / "int8", None, "int8", "none").facts
     if ranks.first:
         (folder / "results.json").write_text(json.dumps(found))
