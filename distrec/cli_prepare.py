@@ -100,7 +100,7 @@ def gowalla(
     source: Source = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Gowalla check-ins for retrieval, in the split of LightGCN and BARS."""
+    """Gowalla check-ins for retrieval. The split is LightGCN's and BARS'."""
     from distrec.prepare.retrieval.gowalla import gowalla as write
 
     _run(
@@ -126,7 +126,7 @@ def amazon_sequences(
     source: Source = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Amazon reviews for retrieval, leave-one-out, from the sequences that S3-Rec publishes."""
+    """Amazon reviews for retrieval, leave-one-out. From the sequences that S3-Rec publishes."""
     from distrec.prepare.retrieval.amazon_sequences import amazon_sequences as write
 
     _run(
@@ -217,7 +217,7 @@ def criteo(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Criteo's click logs, Kaggle's or the terabyte, as TSV or gzip. Held out: the last file, or the last seventh of one."""
+    """Criteo's click logs, as TSV or gzip. Kaggle's or the terabyte; held out: the last file, or the last seventh of one."""
     from distrec.prepare.criteo import criteo as write
 
     _run(
