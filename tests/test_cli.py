@@ -89,10 +89,10 @@ def test_a_mistake_in_a_config_is_found_before_torch_is_loaded(config: Callable[
 
 
 def test_help_names_the_verbs_in_whole_sentences(distrec: Command) -> None:
-    commands, datasets = (distrec(*words, "--help").out.partition("Commands:\n")[2].splitlines() for words in ((), ("prepare",)))
+    commands, more = (distrec(*of, "--help").out.partition("Commands:\n")[2].splitlines() for of in ((), ("prepare",)))
     verbs = "train check init inspect evaluate doctor schema plan export index recall prepare"
     assert " ".join(line.split()[0] for line in commands) == verbs
-    assert all(line.endswith(".") and "..." not in line for line in commands + datasets)
+    assert all(line.endswith(".") and "..." not in line for line in commands + more)
     assert distrec("train", "--help").out.startswith("Usage: distrec train [OPTIONS] {CONFIG} [KEY=VALUE]...")
 
 
