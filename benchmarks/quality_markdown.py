@@ -26,8 +26,8 @@ Written by `python -m benchmarks.retrieval_quality`, which trains the configs an
   *HR@k* is the share of queries that find any. With one item asked for, as in leave-one-out, HR@k is Recall@k. All are between
   0 and 1, and higher is better.
 - **Published** figures are of the same split, the same metric and full ranking, as their authors state them.
-- **A run** is the median wall time of one run with reading, scoring and saving, on 2 CPU cores shared with other work, where it
-  does not say GPU. Times differ by as much as that work did.
+- **A run** is the median wall time of one run with reading, scoring and saving, on a CPU where it does not say GPU. The machine
+  (`machine` in the record) did other work too, so times say what order to expect and no more.
 """
 
 
@@ -67,15 +67,8 @@ def _table(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
             cells += [_spread(runs, metric), _published(row, runs, metric)] if compared else [_spread(runs, metric)]
         yield _line([*cells, _wall(runs)])
     if dataset.other is not None:
-        yield _line(
-            [
-                f"*{dataset.other.model}*",
-                "*published*",
-                "",
-                *(f"*{dataset.other.published[m]:.4f}*" for m in dataset.metrics),
-                "",
-            ]
-        )
+        figures = [f"*{dataset.other.published[metric]:.4f}*" for metric in dataset.metrics]
+        yield _line([f"*{dataset.other.model}*", "*published*", "", *figures, ""])
 
 
 def label(metric: str) -> str:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from command import Command, command_line
 from typer.main import get_command
 
 from distrec.cli import app
-from distrec.config.load import load, parse
+from distrec.config.load import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -77,38 +72,3 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_pages_have_links() -> None:
     assert sum(len(re.findall(r"\]\((?!http)", prose(page))) for page in PAGES) > 20
-
-
-@pytest.fixture
-def distrec(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    with command_line(capsys) as run:
-        yield run
-
-
-def test_the_config_of_ones_own_retriever_fits_what_the_command_beside_it_writes(
-    distrec: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = (ROOT / "docs/own-data.md").read_text(encoding="utf-8")
-    [prepare] = [words for _, text in FENCE.findall(page) for words in commands(text) if words[2] == "interactions"]
-    [config] = [text for language, text in FENCE.findall(page) if language == "toml" and "my-retriever" in text]
-    write_clicks(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    assert distrec(*prepare[1:]).code == 0
-    (tmp_path / "my.toml").write_text(config)
-    checked = distrec("check", "my.toml")
-    assert checked.code == 0, checked.err
-    given = parse(tomllib.loads(config)).features
-    named = {feature.name for feature in (*given.dense, *given.sparse, *given.sequence)}
-    written = pq.read_schema(next((tmp_path / "data/mine/retrieval/train").glob("*.parquet"))).names
-    assert set(written) == named | {"user_id"}  # which the page leaves out, and says why
-
-
-def write_clicks(folder: Path) -> None:
-    """A log and a catalogue with the columns that the page's command names."""
-    (folder / "clicks").mkdir()
-    with (folder / "clicks/day.csv").open("w", newline="") as file:
-        log = csv.writer(file)
-        log.writerow(["customer", "sku", "clicked_at", "country", "device"])
-        log.writerows([f"u{i % 997}", f"s{i % 60}", f"2026-01-{1 + i // 200:02d}", "CH", "phone"] for i in range(4000))
-    items = {"sku": [f"s{i}" for i in range(60)], "name": ["A"] * 60, "department": ["B"] * 60, "price": [1.0] * 60}
-    pq.write_table(pa.table(items | {"tags": [["x", "y"]] * 60}), folder / "products.parquet")

@@ -32,9 +32,10 @@ def draw(measured: Mapping[str, Any], chosen: Mapping[str, Any], path: Path) -> 
                     point["recall"], point["qps"], marker="*", markersize=16, color="#c8694f", linestyle="none", label="chosen"
                 )
         threads = max(measured["qps"], key=int)
-        if measured["flat_qps"]:
+        if measured["flat_qps"] and chosen["factory"] != "Flat":
             rate = measured["flat_qps"][threads]["batch"]
             axes.axhline(rate, color="#5a9e6f", linestyle="--", label="Flat, a scan of all items")
+        axes.set_xlim(right=1.002)  # none finds more than all
         axes.set_yscale("log")
         axes.set_xlabel(f"recall@{measured['k']} against exact search")
         axes.set_ylabel(f"queries a second, in one batch ({threads} threads)")
