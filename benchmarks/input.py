@@ -33,7 +33,7 @@ from distrec.data import Dataset, Reader, open_dataset, uses
 from distrec.data.columns import is_list
 from distrec.data.deal import cut
 from distrec.data.hashing import rows_of
-from distrec.data.window import without_mask
+from distrec.data.window import memory
 
 QUESTION = "Rows a second from Parquet to batches"
 ROWS = {"tiny": 8_000, "short": 200_000, "full": 600_000}
@@ -103,15 +103,10 @@ def least(dataset: Dataset, features: Layout) -> None:
     for file in dataset.files:
         for part in pq.ParquetFile(file.path).iter_batches(columns=dataset.schema.names):
             for dense in features.dense:
-                numbers(part[dense.column or dense.name]).copy()
+                memory(part[dense.column or dense.name]).copy()
             for bag in features.bags:
                 column = part[bag.column]
-                rows_of(numbers(column.flatten() if is_list(column.type) else column).view(np.uint64), bag.rows)
-
-
-def numbers(column: pa.Array) -> np.ndarray:
-    """A column's memory, with whatever lies under nulls."""
-    return without_mask(column).to_numpy()
+                rows_of(memory(column.flatten() if is_list(column.type) else column).view(np.uint64), bag.rows)
 
 
 def read(dataset: Dataset, run: Config, features: Layout, shuffle: bool) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,15 +18,17 @@ import pyarrow as pa
 
 from distrec.config.layout import Layout, Lookup
 from distrec.config.schema import Data, Task
+from distrec.data.crew import Crew
 from distrec.data.encoded import Encoded, KeyedIds
-from distrec.data.ids import Ids, encode_ids
+from distrec.data.ids import encode_ids
 from distrec.data.items import ItemUse, encode_items
 from distrec.data.numbers import encode_dense, encode_groups, encode_label, encode_weight
-from distrec.data.scratch import Scratch
+from distrec.data.placing import Join, Single, Stack
+from distrec.data.scratch import Scratch, fresh
 from distrec.data.window import Column, Window
 
-Array = TypeVar("Array", np.ndarray, Ids)
-BLOCK = 1 << 14  # rows that are stacked at once, in a core's cache
+Result = TypeVar("Result")
+Uses = Sequence[tuple[str, Any]]  # a column, and what it is used for
 
 
 class Encoder:
@@ -35,113 +37,107 @@ class Encoder:
     def __init__(self, data: Data, layout: Layout, tasks: Sequence[Task], batch_size: int, items: Sequence[ItemUse] = ()):
         self._data, self._layout, self._tasks, self._batch_size = data, layout, tasks, batch_size
         self._items, self._lists = [use for use in items if use.single], [use for use in items if not use.single]
-        self._pool = ThreadPoolExecutor(pa.cpu_count(), "distrec-encode")
+        self._crew = Crew(pa.cpu_count(), "distrec-encode")
         passing = threading.local()
         self._scratch: defaultdict[str, Scratch] = defaultdict(lambda: Scratch(passing))
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown()
+        self._crew.close()
 
     def encode(self, window: Window) -> Encoded:
         """Encode every feature, label, weight and group of the window.
 
         Raises `UserError` for a value that its feature refuses, naming the feature, the file and the row.
         """
-        layout, data = self._layout, self._data
-        bags = self._each("bag", encode_ids, [(f.column, f) for f in layout.bags], window)
-        sequences = self._each("sequence", encode_ids, [(f.column, f) for f in layout.sequences], window)
-        dense = self._each("dense", encode_dense, [(f.column or f.name, f) for f in layout.dense], window)
-        labels = self._each("label", encode_label, [(task.label, task) for task in self._tasks], window)
-        weights = self._each("weight", encode_weight, [(data.weight, data.weight)] if data.weight else [], window)
-        groups = self._each("group", encode_groups, [(data.group, data.group)] if data.group else [], window)
-        items = self._each("item", encode_items, [(use.column, use) for use in self._items], window)
-        lists = self._each("list", encode_items, [(use.column, use) for use in self._lists], window)
-        rows = len(window)
-        return Encoded(
-            self._batch_size,
-            dense=self._stack(list(dense), rows),
-            labels=self._stack(list(labels), rows),
-            weights=self._stack(list(weights) or [np.ones(rows, np.float32)], rows)[:, 0],
-            groups=self._stack(list(groups), rows, np.int64)[:, 0] if data.group else None,
-            sparse=self._join(layout.bags, list(bags), rows),
-            sequence=self._join(layout.sequences, list(sequences), rows),
-            items=self._stack([ids.values for ids in items], rows, np.int64)[:, 0] if self._items else None,
-            lists=self._join(self._lists, list(lists), rows),
-        )
+        stacks, singles, joins = self._stacks(window), self._singles(window), self._joins(window)
+        parts = (*stacks, *singles, *joins)
+        self._crew.do([job for part in parts for job in part.encoding()])
+        self._crew.do([job for part in parts for job in part.placing()])
+        dense, labels, weights = (stack.stacked for stack in stacks)
+        groups, items = (single.values for single in singles)
+        sparse, sequence, lists = (join.joined() for join in joins)
+        weights = weights[:, 0] if self._data.weight else self._ones(len(window))
+        return Encoded(self._batch_size, dense, labels, weights, groups, sparse, sequence, items, lists)
 
     def padding(self) -> Encoded:
         """One batch without rows, for a rank that has none in a step that others have."""
-        size, none = self._batch_size, Ids(np.zeros(0, np.int64), np.zeros(0, np.int32))
+        size = self._batch_size
         return Encoded(
             size,
             dense=np.zeros((size, len(self._layout.dense)), np.float32),
             labels=np.zeros((size, len(self._tasks)), np.float32),
             weights=np.zeros(size, np.float32),
-            groups=None if self._data.group is None else np.zeros(size, np.int64),
-            sparse=self._join(self._layout.bags, [none] * len(self._layout.bags), size),
-            sequence=self._join(self._layout.sequences, [none] * len(self._layout.sequences), size),
+            groups=np.zeros(size, np.int64) if self._data.group else None,
+            sparse=_nothing(self._layout.bags, size),
+            sequence=_nothing(self._layout.sequences, size),
             items=np.zeros(size, np.int64) if self._items else None,
-            lists=self._join(self._lists, [none] * len(self._lists), size),
+            lists=_nothing(self._lists, size),
         )
 
-    def _each(
-        self, kind: str, encode: Callable[[Column, Any], Array], uses: Sequence[tuple[str, Any]], window: Window
-    ) -> Iterable[Array]:
-        """Start to encode each (column, what it is used for); the results come in that order."""
+    def _stacks(self, window: Window) -> list[Stack]:
+        """Dense features, labels, weights."""
+        weight = self._data.weight
+        return [
+            self._stack("dense", encode_dense, [(f.column or f.name, f) for f in self._layout.dense], window),
+            self._stack("label", encode_label, [(task.label, task) for task in self._tasks], window),
+            self._stack("weight", encode_weight, [(weight, weight)] if weight else [], window),
+        ]
 
-        def one(use: tuple[str, Any], scratch: Scratch) -> Array:
+    def _singles(self, window: Window) -> list[Single]:
+        """Groups, items."""
+        group, rows = self._data.group, len(window)
+        groups = self._calls("group", encode_groups, [(group, group)] if group else [], window)
+        items = self._calls("item", _encode_item, [(use.column, use) for use in self._items], window)
+        return [Single(encode, rows, self._whole(rows)) for encode in (groups, items)]
+
+    def _joins(self, window: Window) -> list[Join]:
+        """Features that are pooled, sequences, lists of items."""
+        kinds = [
+            ("bag", encode_ids, self._layout.bags),
+            ("sequence", encode_ids, self._layout.sequences),
+            ("list", encode_items, self._lists),
+        ]
+        return [
+            Join(
+                [f.name for f in uses],
+                self._calls(kind, encode, [(f.column, f) for f in uses], window),
+                len(window),
+                self._batch_size,
+            )
+            for kind, encode, uses in kinds
+        ]
+
+    def _stack(self, kind: str, encode: Callable[[Column, Any], np.ndarray], uses: Uses, window: Window) -> Stack:
+        rows = len(window)
+        return Stack(self._calls(kind, encode, uses, window), window.order, rows, self._whole(rows), self._scratch[kind])
+
+    def _calls(
+        self, kind: str, encode: Callable[[Column, Any], Result], uses: Uses, window: Window
+    ) -> list[Callable[[], Result]]:
+        """What encodes each (column, what it is used for)."""
+
+        def call(use: tuple[str, Any], scratch: Scratch) -> Result:
             return encode(window.column(use[0], scratch), use[1])
 
-        return self._pool.map(one, uses, [self._scratch[f"{kind} {index}"] for index in range(len(uses))])
+        return [partial(call, use, self._scratch[f"{kind} {index}"]) for index, use in enumerate(uses)]
 
-    def _stack(self, columns: Sequence[np.ndarray], rows: int, dtype: type = np.float32) -> np.ndarray:
-        """`(whole batches, columns)`; zeros after the rows."""
-        stacked = np.empty((-(-rows // self._batch_size) * self._batch_size, len(columns)), dtype)
-        stacked[rows:] = 0
+    def _whole(self, rows: int) -> int:
+        """Rows of the batches that so many rows are cut into, padding included."""
+        return -(-rows // self._batch_size) * self._batch_size
 
-        def copy(low: int) -> None:
-            for index, column in enumerate(columns):
-                stacked[low : min(low + BLOCK, rows), index] = column[low : low + BLOCK]
-
-        _finish(self._pool.map(copy, range(0, rows, BLOCK)))
-        return stacked
-
-    def _join(self, features: Sequence[Lookup] | Sequence[ItemUse], ids: Sequence[Ids], rows: int) -> KeyedIds:
-        size, starts = self._batch_size, np.arange(0, rows, self._batch_size)
-        counts = np.zeros((len(starts), len(ids)), np.int64)  # values of each batch and feature
-        for index, part in enumerate(ids):
-            counts[:, index] = np.add.reduceat(part.lengths, starts) if len(part.lengths) else 0
-        bounds = np.zeros(counts.size + 1, np.int64)
-        np.cumsum(counts.ravel(), out=bounds[1:])
-        values, lengths = np.empty(bounds[-1], np.int64), np.empty((len(starts), len(ids), size), np.int32)
-
-        def copy(index: int) -> None:
-            _copy_lengths(ids[index].lengths, lengths[:, index])
-            _copy_values(ids[index].values, counts[:, index].tolist(), bounds[index :: len(ids)].tolist(), values)
-
-        _finish(self._pool.map(copy, range(len(ids))))
-        return KeyedIds([f.name for f in features], values, bounds[:: max(len(ids), 1)], lengths)
+    def _ones(self, rows: int) -> np.ndarray:
+        """Weights where no column has them."""
+        weights = fresh(self._whole(rows), np.float32)
+        weights[:rows], weights[rows:] = 1, 0
+        return weights
 
 
-def _finish(tasks: Iterable[None]) -> None:
-    """Wait, and raise what a task raised."""
-    for _ in tasks:
-        pass
+def _encode_item(column: Column, use: ItemUse) -> np.ndarray:
+    return encode_items(column, use).values
 
 
-def _copy_lengths(lengths: np.ndarray, batches: np.ndarray) -> None:
-    """`(rows,)` into `(batches, batch size)`; zeros after the rows."""
-    whole, rest = divmod(len(lengths), batches.shape[1])
-    batches[:whole] = lengths[: len(lengths) - rest].reshape(whole, batches.shape[1])
-    if whole < len(batches):
-        batches[whole, :rest] = lengths[len(lengths) - rest :]
-        batches[whole, rest:] = 0
-
-
-def _copy_values(source: np.ndarray, counts: Sequence[int], starts: Sequence[int], values: np.ndarray) -> None:
-    """The next `counts[b]` of `source` to `starts[b]` of `values`, for each batch b."""
-    low = 0
-    for count, start in zip(counts, starts, strict=False):
-        values[start : start + count] = source[low : low + count]
-        low += count
+def _nothing(features: Sequence[Lookup] | Sequence[ItemUse], size: int) -> KeyedIds:
+    """A batch of so many rows without an id."""
+    lengths = np.zeros((1, len(features), size), np.int32)
+    return KeyedIds([f.name for f in features], np.zeros(0, np.int64), np.zeros(2, np.int64), lengths)

@@ -13,57 +13,60 @@ from __future__ import annotations
 
 import numpy as np
 
+from distrec.data.compiled import compiled
+
 FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 FNV_PRIME = np.uint64(0x100000001B3)
+FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # multipliers of the variant
 HALF, LOWER = np.uint64(32), np.uint64(0xFFFFFFFF)
-BLOCK = 1 << 15  # keys that are hashed at once: few enough to stay in a core's cache, and enough to outweigh NumPy's calls
 
 
 def rows_of(keys: np.ndarray, rows: int, out: np.ndarray | None = None) -> np.ndarray:
     """Table row of each key: `keys (N,) uint64` -> `(N,) int64` in `[0, rows)`, with `rows <= 2**40`.
 
-    `out (N,) int64` takes the result; it may be the memory of `keys`.
+    `out (N,)` takes the result, as int64, or as int32 where `rows <= 2**31`; it may be the memory of `keys`.
     """
     found = np.empty(len(keys), np.int64) if out is None else out
-    spare = np.empty(min(len(keys), BLOCK), np.uint64)
-    for low in range(0, len(keys), BLOCK):
-        block = found[low : low + BLOCK].view(np.uint64)
-        _mix(keys[low : low + BLOCK], block, spare[: len(block)])
-        if rows <= 1 << 32:
-            block >>= HALF
-            block *= np.uint64(rows)
-            block >>= HALF
-        else:
-            block[:] = _high_word(block, rows)
+    (_short if rows <= 1 << 32 else _long)(keys, np.uint64(rows), found)
     return found
-
-
-def _high_word(hashes: np.ndarray, rows: int) -> np.ndarray:
-    """`(hashes * rows) >> 64`, by halves, as there are no wider words: `(N,) uint64`."""
-    upper, lower = hashes >> HALF, hashes & LOWER
-    rows_upper, rows_lower = np.uint64(rows >> 32), np.uint64(rows) & LOWER
-    middle = upper * rows_lower + (lower * rows_lower >> HALF)
-    carried = (middle & LOWER) + lower * rows_upper >> HALF
-    return upper * rows_upper + (middle >> HALF) + carried
 
 
 def splitmix64(keys: np.ndarray) -> np.ndarray:
     """SplitMix64's finalizer, a bijection of 64-bit words: `(N,) uint64` -> a new `(N,) uint64`."""
     mixed = np.empty_like(keys)
-    _mix(keys, mixed, np.empty_like(keys))
+    _mixed(keys, mixed)
     return mixed
 
 
-def _mix(keys: np.ndarray, mixed: np.ndarray, shifted: np.ndarray) -> None:
-    """The same into `mixed`, which may be `keys`, by way of `shifted`."""
-    np.right_shift(keys, np.uint64(30), out=shifted)
-    np.bitwise_xor(keys, shifted, out=mixed)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    np.right_shift(mixed, np.uint64(27), out=shifted)
-    mixed ^= shifted
-    mixed *= np.uint64(0x94D049BB133111EB)
-    np.right_shift(mixed, np.uint64(31), out=shifted)
-    mixed ^= shifted
+@compiled
+def _mix(word: np.uint64) -> np.uint64:
+    word = (word ^ (word >> np.uint64(30))) * FIRST
+    word = (word ^ (word >> np.uint64(27))) * SECOND
+    return word ^ (word >> np.uint64(31))
+
+
+@compiled
+def _mixed(keys: np.ndarray, mixed: np.ndarray) -> None:
+    for i in range(keys.size):
+        mixed[i] = _mix(keys[i])
+
+
+@compiled
+def _short(keys: np.ndarray, rows: np.uint64, found: np.ndarray) -> None:
+    for i in range(keys.size):
+        found[i] = ((_mix(keys[i]) >> HALF) * rows) >> HALF
+
+
+@compiled
+def _long(keys: np.ndarray, rows: np.uint64, found: np.ndarray) -> None:
+    """`(hash * rows) >> 64`, by halves, as there are no wider words."""
+    rows_upper, rows_lower = rows >> HALF, rows & LOWER
+    for i in range(keys.size):
+        hashed = _mix(keys[i])
+        upper, lower = hashed >> HALF, hashed & LOWER
+        middle = upper * rows_lower + ((lower * rows_lower) >> HALF)
+        carried = ((middle & LOWER) + lower * rows_upper) >> HALF
+        found[i] = upper * rows_upper + (middle >> HALF) + carried
 
 
 def fnv1a64(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:

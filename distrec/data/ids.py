@@ -9,10 +9,10 @@ import pyarrow as pa
 from pyarrow import types
 
 from distrec.config.layout import Lookup
+from distrec.data.arrange import arrange_lists, arrange_scalars, arrange_words, hide, within
 from distrec.data.columns import is_list, is_string
 from distrec.data.hashing import fnv1a64, rows_of
-from distrec.data.scratch import Scratch
-from distrec.data.window import Column, valid_bits, without_mask
+from distrec.data.window import Column, memory, valid_bits
 from distrec.errors import UserError
 
 
@@ -28,32 +28,56 @@ class Ids:
         before = _bounds(kept)
         return Ids(self.values[kept], np.diff(before[_bounds(self.lengths)]).astype(np.int32))
 
-    def newest(self, length: int | None) -> Ids:
-        """Of each row, the last `length` values."""
-        if length is None or self.lengths.max(initial=0) <= length:
-            return self
-        first = _bounds(self.lengths)[1:] - length
-        return self.keep(np.arange(len(self.values)) >= np.repeat(first, self.lengths))
-
 
 def encode_ids(column: Column, feature: Lookup) -> Ids:
-    """The feature's table rows, oldest first; they may lie in the column's scratch.
+    """The feature's table rows, oldest first, int32 where that is wide enough; they lie in the column's scratch.
 
     Nulls and, with `out_of_range = "null"`, ids outside `[0, rows)` are dropped first; then the newest `max_length` of
     what is left stay. Raises `UserError` for an id outside `[0, rows)` with `out_of_range = "error"`.
     """
-    keys = jagged_keys(column)
+    scratch, scalar = column.scratch, types.is_integer(column.type)
+    parts, counts = (column.chunks, None) if scalar else _elements(column)
+    size = sum(map(len, parts))
+    found = scratch.passing("found", size, np.int32 if feature.rows <= 1 << 31 else np.int64)
+    low = 0
+    for part in parts:
+        _look_up(part, column, feature, found[low : low + len(part)])
+        low += len(part)
+    values, lengths = scratch.lasting("values", size, found.dtype), scratch.passing("lengths", len(column), np.int32)
+    if counts is None:
+        filled = arrange_scalars(found, column.order, values, lengths)
+    else:
+        filled = arrange_lists(found, _bounds(counts), column.order, feature.max_length or size, values, lengths)
+    return Ids(values[:filled], lengths)
+
+
+def _look_up(part: pa.Array, column: Column, feature: Lookup, found: np.ndarray) -> None:
+    """Table rows of the ids of `part`, in file order, to `found`; -1 for none."""
+    words = _words(part).view(np.uint64)
     if feature.ids == "hash":
-        keys = keys.newest(feature.max_length)
-        own = keys.values if keys.values.flags.writeable else None  # not where it is Arrow's
-        return Ids(rows_of(keys.values.view(np.uint64), feature.rows, own), keys.lengths)
-    return _in_range(keys, column, feature).newest(feature.max_length)
+        rows_of(words, feature.rows, found)
+    elif within(words, np.uint64(feature.rows), found) and feature.out_of_range != "null":
+        outside = found < 0
+        if feature.out_of_range == "error":
+            _refuse_outside(column, feature)
+        found[outside] = rows_of(words[outside], feature.rows)
+    if part.null_count:
+        hide(valid_bits(part), found)
 
 
 def jagged_keys(column: Column) -> Ids:
     """A column's ids as 64-bit words, without nulls: integers as they are, strings as their FNV-1a 64."""
     if types.is_integer(column.type):
         return _integers(column)
+    (values,), lengths = _elements(column)
+    words = _words(values).view(np.int64)
+    arranged = Ids(np.empty_like(words), np.empty_like(lengths))
+    arrange_words(words, _bounds(lengths), column.order, arranged.values, arranged.lengths)
+    return arranged
+
+
+def _elements(column: Column) -> tuple[list[pa.Array], np.ndarray]:
+    """The ids of all rows in file order, without nulls, in one array; and how many each row has."""
     values, lengths = column.values, np.ones(len(column), np.int32)
     if is_list(values.type):
         values, lengths = _flatten(values)
@@ -62,36 +86,17 @@ def jagged_keys(column: Column) -> Ids:
     if values.null_count:
         before = _bounds(valid_bits(values))
         values, lengths = values.drop_null(), np.diff(before[_bounds(lengths)]).astype(np.int32)
-    keys = Ids(_words(values), lengths)
-    return keys if column.order is None else _arranged(keys, column.order, column.scratch)
-
-
-def _arranged(ids: Ids, order: np.ndarray, scratch: Scratch) -> Ids:
-    """The rows in another order: row `i` of the result is row `order[i]`."""
-    lengths, firsts = ids.lengths[order], _bounds(ids.lengths)[:-1][order]
-    filled = np.flatnonzero(lengths)
-    counts, firsts = lengths[filled], firsts[filled]
-    chosen = scratch.passing("chosen", len(ids.values), np.int64)
-    chosen.fill(1)  # from a value to the next one; but from a row's last value to the next row's first:
-    if len(filled):
-        chosen[0] = firsts[0]
-        chosen[np.cumsum(counts[:-1])] = firsts[1:] - (firsts[:-1] + counts[:-1] - 1)
-    np.cumsum(chosen, out=chosen)
-    return Ids(np.take(ids.values, chosen, out=scratch.lasting("values", len(chosen), np.int64), mode="clip"), lengths)
+    return [values], lengths
 
 
 def _integers(column: Column) -> Ids:
     """The common case, one integer or null a row."""
-    count, scratch = len(column), column.scratch
-    words = [_words(without_mask(chunk)) for chunk in column.chunks]
-    if not column.values.null_count:
-        return Ids(column.arrange(words, scratch.lasting("values", count, np.int64)), np.ones(count, np.int32))
-    every, valid = column.arrange(words, scratch.passing("words", count, np.int64)), column.valid()
-    kept = np.flatnonzero(valid)
-    values = np.take(every, kept, out=scratch.lasting("values", len(kept), np.int64), mode="clip")
-    lengths = scratch.lasting("lengths", count, np.int32)
-    np.copyto(lengths, valid)
-    return Ids(values, lengths)
+    every = column.arrange([_words(chunk).view(np.int64) for chunk in column.chunks])
+    valid = column.valid()
+    if valid is None:
+        return Ids(every, np.ones(len(column), np.int32))
+    valid = column.arrange([valid])
+    return Ids(every[valid], valid.astype(np.int32))
 
 
 def _flatten(lists: pa.Array) -> tuple[pa.Array, np.ndarray]:
@@ -102,16 +107,16 @@ def _flatten(lists: pa.Array) -> tuple[pa.Array, np.ndarray]:
     return lists.flatten(), lengths.astype(np.int32)
 
 
-def _words(column: pa.Array) -> np.ndarray:
-    """`(N,) int64` of a column without nulls."""
-    if types.is_null(column.type):
+def _words(values: pa.Array) -> np.ndarray:
+    """`(N,)` 64-bit words, with anything under nulls; only integers may have some."""
+    if types.is_null(values.type):
         return np.empty(0, np.int64)
-    if types.is_integer(column.type):
-        values = column.to_numpy()
-        return values.view(np.int64) if values.dtype.itemsize == 8 else values.astype(np.int64)
-    if not types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    return _hash_strings(column.dictionary)[column.indices.to_numpy()]
+    if types.is_integer(values.type):
+        words = memory(values)
+        return words if words.dtype.itemsize == 8 else words.astype(np.int64)
+    if not types.is_dictionary(values.type):
+        values = values.dictionary_encode()
+    return _hash_strings(values.dictionary)[memory(values.indices)]
 
 
 def _hash_strings(strings: pa.Array) -> np.ndarray:
@@ -121,16 +126,13 @@ def _hash_strings(strings: pa.Array) -> np.ndarray:
     return fnv1a64(np.frombuffer(data or b"", np.uint8), bounds).view(np.int64)
 
 
-def _in_range(ids: Ids, column: Column, feature: Lookup) -> Ids:
-    """Apply the feature's policy to ids outside `[0, rows)`."""
+def _refuse_outside(column: Column, feature: Lookup) -> None:
+    """Raise an error that names the first id outside the table. There may be none: what lies under nulls can be anything."""
+    ids = jagged_keys(column)
     words = ids.values.view(np.uint64)  # a negative id is a huge word: one comparison finds both ends
     outside = words >= np.uint64(feature.rows)
     if not outside.any():
-        return ids
-    if feature.out_of_range == "null":
-        return ids.keep(~outside)
-    if feature.out_of_range == "hash":
-        return Ids(np.where(outside, rows_of(words, feature.rows), ids.values), ids.lengths)
+        return
     first = int(np.argmax(outside))
     value = words[first] if _unsigned(column.type) else ids.values[first]
     row = int(np.searchsorted(_bounds(ids.lengths), first, side="right")) - 1

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain, repeat
 from time import perf_counter
 
+import numpy as np
 import pyarrow as pa
 
 from distrec.batch import Batch, Position
@@ -130,7 +131,8 @@ class Reader:
         for index, table in enumerate(regroup(decoded, size), first):
             order = self.order.rows(dealt.epoch, len(dealt.before), self.rank, index, table.num_rows)
             pieces = cut(share, index * size, (index + 1) * size)
-            yield Window(table, order if self.order.shuffle else None, partial(self.dataset.where_in, pieces))
+            narrow = order.astype(np.uint32) if self.order.shuffle else None  # half of a core's cache for every gather
+            yield Window(table, narrow, partial(self.dataset.where_in, pieces))
 
 
 def regroup(parts: Iterable[pa.RecordBatch], size: int) -> Generator[pa.Table, None, None]:

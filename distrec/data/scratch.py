@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import DTypeLike
 
 
@@ -34,3 +35,11 @@ def _view(held: dict[str, np.ndarray], name: str, size: int, dtype: DTypeLike) -
     if memory is None or memory.nbytes < needed:
         memory = held[name] = np.empty(needed, np.uint8)
     return memory[:needed].view(dtype)
+
+
+def fresh(shape: int | tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """An array with anything in it, for what is given away. Arrow's pool keeps memory that is freed, where `numpy.empty` gives
+    large arrays back to the kernel: then every page of the next one is a fault.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.ndarray(shape, dtype, buffer=pa.allocate_buffer(max(size, 1)))

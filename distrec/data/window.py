@@ -18,7 +18,7 @@ class Column:
     """One column of a window. Row `i` below is the i-th row in reading order."""
 
     values: pa.Array | pa.ChunkedArray  # in file order; chunked only where the type is primitive
-    order: np.ndarray | None  # (n,) int64: reading order as rows of `values`; None: as they stand
+    order: np.ndarray | None  # (n,) unsigned: reading order as rows of `values`; None: as they stand
     source: Callable[[int], str]  # a row of `values` -> its file and row, for messages
     scratch: Scratch = field(default_factory=Scratch)  # what is made of the column lives there
 
@@ -35,28 +35,33 @@ class Column:
     def __len__(self) -> int:
         return len(self.values)
 
-    def arrange(self, parts: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
-        """`parts`, one a chunk, from file order to reading order, into `out (n,)`, which is returned."""
-        if self.order is None:
-            return np.concatenate(parts, out=out)
-        # First in sequence into the core's cache: a gather from memory would wait for each line. And "clip", as "raise"
-        # would go through a buffer: every index lies within.
-        near = np.concatenate(parts, out=self.scratch.passing("near", len(out), out.dtype))
-        return np.take(near, self.order, out=out, mode="clip")
+    def arrange(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """`parts`, one a chunk, from file order to reading order: `(n,)`."""
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return joined if self.order is None else joined[self.order]
 
-    def valid(self) -> np.ndarray:
-        """`(n,) bool`, in reading order: false where the value is null."""
-        return self.arrange([valid_bits(chunk) for chunk in self.chunks], self.scratch.passing("valid", len(self), np.bool_))
+    def valid(self) -> np.ndarray | None:
+        """`(n,) bool`, in file order: false where the value is null; None where none is."""
+        if not self.values.null_count:
+            return None
+        out = self.scratch.passing("valid", len(self), np.bool_)
+        return np.concatenate([valid_bits(chunk) for chunk in self.chunks], out=out)
+
+    def first(self, bad: np.ndarray) -> int | None:
+        """The first row with `bad (n,) bool`, in file order; None where there is none."""
+        found = np.flatnonzero(bad if self.order is None else bad[self.order])
+        return int(found[0]) if len(found) else None
 
     def where(self, row: int) -> str:
         """The file of row `row`, and its row there."""
-        return self.source(self._in_file_order(row))
+        return self.source(self.in_file_order(row))
 
     def value(self, row: int) -> object:
         """What row `row` holds, for messages."""
-        return self.values[self._in_file_order(row)].as_py()
+        return self.values[self.in_file_order(row)].as_py()
 
-    def _in_file_order(self, row: int) -> int:
+    def in_file_order(self, row: int) -> int:
+        """Row `row` as a row of `values`."""
         return row if self.order is None else int(self.order[row])
 
 
@@ -93,6 +98,7 @@ def valid_bits(values: pa.Array) -> np.ndarray:
     return bits[first:].view(np.bool_)
 
 
-def without_mask(values: pa.Array) -> pa.Array:
-    """The same memory, with whatever lies under the nulls."""
-    return pa.Array.from_buffers(values.type, len(values), [None, values.buffers()[1]], offset=values.offset)
+def memory(values: pa.Array) -> np.ndarray:
+    """`(n,)` view of an array of integers or floats, with whatever lies under the nulls."""
+    data, kind = values.buffers()[1], np.dtype(values.type.to_pandas_dtype())
+    return np.frombuffer(data or b"", kind)[values.offset : values.offset + len(values)]
