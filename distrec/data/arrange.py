@@ -12,7 +12,7 @@ from distrec.data.compiled import compiled
 
 @compiled
 def within(words: np.ndarray, rows: np.uint64, found: np.ndarray) -> bool:
-    """Ids `words (N,) uint64` that are table rows themselves to `found (N,)`, -1 for those outside `[0, rows)`; whether any is."""
+    """Ids `words (N,) uint64` to `found (N,)`, and -1 for those outside `[0, rows)`; returns whether any is."""
     outside = False
     for i in range(words.size):
         inside = words[i] < rows
@@ -47,7 +47,7 @@ def arrange_scalars(found: np.ndarray, order: np.ndarray | None, values: np.ndar
 def arrange_lists(
     found: np.ndarray, bounds: np.ndarray, order: np.ndarray | None, longest: int, values: np.ndarray, lengths: np.ndarray
 ) -> int:
-    """The same of rows of lists: of row `i` in file order, `found[bounds[i]:bounds[i + 1]]`, and the last `longest` that are ids."""
+    """The same where row `i`, in file order, has `found[bounds[i]:bounds[i + 1]]`: the last `longest` that are ids."""
     filled = 0
     for i in range(lengths.size):
         row = i if order is None else order[i]
@@ -68,7 +68,7 @@ def arrange_lists(
 def arrange_words(
     words: np.ndarray, bounds: np.ndarray, order: np.ndarray | None, values: np.ndarray, lengths: np.ndarray
 ) -> None:
-    """Lists of row `i` in file order, `words[bounds[i]:bounds[i + 1]]`, to `values` of `lengths (n,) int32`: nothing is left out."""
+    """The same of ids that are any words, of which none is left out: `words[bounds[i]:bounds[i + 1]]` of row `i`."""
     filled = 0
     for i in range(lengths.size):
         row = i if order is None else order[i]

@@ -51,9 +51,8 @@ class Encoder:
         Raises `UserError` for a value that its feature refuses, naming the feature, the file and the row.
         """
         stacks, singles, joins = self._stacks(window), self._singles(window), self._joins(window)
-        parts = (*stacks, *singles, *joins)
-        self._crew.do([job for part in parts for job in part.encoding()])
-        self._crew.do([job for part in parts for job in part.placing()])
+        self._crew.do([job for part in (*joins, *singles, *stacks) for job in part.encoding()])
+        self._crew.do([job for part in (*stacks, *joins) for job in part.placing()])  # what is still in the cache first
         dense, labels, weights = (stack.stacked for stack in stacks)
         groups, items = (single.values for single in singles)
         sparse, sequence, lists = (join.joined() for join in joins)
@@ -109,8 +108,7 @@ class Encoder:
         ]
 
     def _stack(self, kind: str, encode: Callable[[Column, Any], np.ndarray], uses: Uses, window: Window) -> Stack:
-        rows = len(window)
-        return Stack(self._calls(kind, encode, uses, window), window.order, rows, self._whole(rows), self._scratch[kind])
+        return Stack(self._calls(kind, encode, uses, window), window, self._whole(len(window)), self._scratch[kind])
 
     def _calls(
         self, kind: str, encode: Callable[[Column, Any], Result], uses: Uses, window: Window

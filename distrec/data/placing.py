@@ -11,22 +11,24 @@ from distrec.data.arrange import lay, stack
 from distrec.data.encoded import KeyedIds
 from distrec.data.ids import Ids
 from distrec.data.scratch import Scratch, fresh
+from distrec.data.window import Window
 
 Job = Callable[[], None]
 BLOCK = 1 << 14  # rows that are stacked by one job
+APART = 16  # float32 between two columns: a line of the cache
 
 
 class Stack:
     """Columns of numbers that come to lie side by side: `stacked (whole batches, columns) float32`, zeros after the rows."""
 
-    def __init__(
-        self, encode: Sequence[Callable[[], np.ndarray]], order: np.ndarray | None, rows: int, whole: int, scratch: Scratch
-    ):
+    def __init__(self, encode: Sequence[Callable[[], np.ndarray]], window: Window, whole: int, scratch: Scratch):
         """`encode` gives each column, `(rows,) float32` in file order. `whole`: rows of whole batches."""
-        self.stacked = fresh((whole, len(encode)), np.float32)
+        count, rows = len(encode), len(window)
+        self.stacked = fresh((whole, count), np.float32)
         self.stacked[rows:] = 0
-        self._encode, self._order, self._rows = encode, order, rows
-        self._columns = scratch.lasting("columns", rows * len(encode), np.float32).reshape(len(encode), rows)
+        self._encode, self._window = encode, window
+        # Were the columns a power of two apart, their values of a row would drive each other out of the cache.
+        self._columns = scratch.lasting("columns", count * (rows + APART), np.float32).reshape(count, rows + APART)
 
     def encoding(self) -> list[Job]:
         """The first jobs."""
@@ -34,13 +36,13 @@ class Stack:
 
     def placing(self) -> list[Job]:
         """The jobs after those."""
-        return [partial(self._block, low) for low in range(0, self._rows, BLOCK)] if self._encode else []
+        return [partial(self._block, low) for low in range(0, len(self._window), BLOCK)] if self._encode else []
 
     def _one(self, index: int) -> None:
-        self._columns[index] = self._encode[index]()
+        self._columns[index, : len(self._window)] = self._encode[index]()
 
     def _block(self, low: int) -> None:
-        stack(self._columns, self._order, low, self.stacked[low : min(low + BLOCK, self._rows)])
+        stack(self._columns, self._window.order, low, self.stacked[low : min(low + BLOCK, len(self._window))])
 
 
 class Single:
@@ -54,10 +56,6 @@ class Single:
     def encoding(self) -> list[Job]:
         """The only jobs."""
         return [self._one for _ in self._encode]
-
-    def placing(self) -> list[Job]:
-        """None."""
-        return []
 
     def _one(self) -> None:
         assert self.values is not None

@@ -33,7 +33,7 @@ def _view(held: dict[str, np.ndarray], name: str, size: int, dtype: DTypeLike) -
     needed = size * np.dtype(dtype).itemsize
     memory = held.get(name)
     if memory is None or memory.nbytes < needed:
-        memory = held[name] = np.empty(needed, np.uint8)
+        memory = held[name] = fresh(needed, np.uint8)
     return memory[:needed].view(dtype)
 
 

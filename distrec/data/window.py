@@ -12,12 +12,14 @@ from pyarrow import types
 from distrec.data.scratch import Scratch
 from distrec.errors import UserError
 
+CHUNK = 1 << 14  # rows; where chunks are smaller, to join them costs less than the calls that each of them needs
+
 
 @dataclass(frozen=True)
 class Column:
     """One column of a window. Row `i` below is the i-th row in reading order."""
 
-    values: pa.Array | pa.ChunkedArray  # in file order; chunked only where the type is primitive
+    values: pa.Array | pa.ChunkedArray  # in file order; chunked only where the type is primitive and chunks are long
     order: np.ndarray | None  # (n,) unsigned: reading order as rows of `values`; None: as they stand
     source: Callable[[int], str]  # a row of `values` -> its file and row, for messages
     scratch: Scratch = field(default_factory=Scratch)  # what is made of the column lives there
@@ -49,8 +51,7 @@ class Column:
 
     def first(self, bad: np.ndarray) -> int | None:
         """The first row with `bad (n,) bool`, in file order; None where there is none."""
-        found = np.flatnonzero(bad if self.order is None else bad[self.order])
-        return int(found[0]) if len(found) else None
+        return int(np.argmax(bad if self.order is None else bad[self.order])) if bad.any() else None
 
     def where(self, row: int) -> str:
         """The file of row `row`, and its row there."""
@@ -79,7 +80,7 @@ class Window:
     def column(self, name: str, scratch: Scratch | None = None) -> Column:
         """A column as one array. Raises `UserError` for one that Arrow's 32-bit offsets cannot address."""
         values = self.table.column(name)
-        if types.is_primitive(values.type):
+        if types.is_primitive(values.type) and len(values) >= values.num_chunks * CHUNK:
             return Column(values, self.order, self.source, scratch or Scratch())
         try:
             return Column(pa.concat_arrays(values.chunks), self.order, self.source, scratch or Scratch())
