@@ -9,6 +9,8 @@ import numpy as np
 
 from distrec.data.compiled import compiled
 
+WIDE = 8  # words that are copied at once: most lists are no longer, and how long cannot be foreseen by a processor
+
 
 @compiled
 def within(words: np.ndarray, rows: np.uint64, found: np.ndarray) -> bool:
@@ -32,7 +34,7 @@ def hide(valid: np.ndarray, found: np.ndarray) -> None:
 def arrange_scalars(found: np.ndarray, order: np.ndarray | None, values: np.ndarray, lengths: np.ndarray) -> int:
     """The table rows of rows of one id or none; returns how many there are.
 
-    `found (n,)` in file order to `values (n,)`, of which the first are filled, and `lengths (n,) int32`.
+    `found (n,)` in file order to `values (n,)`, of which the first are filled, and to `lengths (n,)`, 0 or 1 each.
     """
     filled = np.uint64(0)
     for i in range(lengths.size):
@@ -45,37 +47,38 @@ def arrange_scalars(found: np.ndarray, order: np.ndarray | None, values: np.ndar
 
 @compiled
 def arrange_lists(
-    found: np.ndarray, bounds: np.ndarray, order: np.ndarray | None, longest: int, values: np.ndarray, lengths: np.ndarray
+    words: np.ndarray, bounds: np.ndarray, order: np.ndarray | None, longest: int, values: np.ndarray, lengths: np.ndarray
 ) -> int:
-    """The same where row `i`, in file order, has `found[bounds[i]:bounds[i + 1]]`: the last `longest` that are ids."""
+    """Of each row, the last `longest` words; returns how many there are.
+
+    Row `i` in file order is `words[bounds[i]:bounds[i + 1]]`; in reading order they go to `values`, of which the first are
+    filled, and their numbers to `lengths (n,)`.
+    """
     filled = 0
     for i in range(lengths.size):
         row = i if order is None else order[i]
-        start, first = bounds[row], filled
-        for at in range(start, bounds[row + 1]):
-            values[filled] = found[at]
-            filled += found[at] >= 0
-        dropped = filled - first - longest
-        if dropped > 0:
-            for at in range(first, first + longest):
-                values[at] = values[at + dropped]
-            filled -= dropped
-        lengths[i] = filled - first
+        start, stop = max(bounds[row], bounds[row + 1] - longest), bounds[row + 1]
+        copied = 0
+        if start + WIDE <= words.size and filled + WIDE <= values.size:  # what is too much, the next row writes over
+            copied = WIDE
+            for at in range(WIDE):
+                values[filled + at] = words[start + at]
+        for at in range(copied, stop - start):
+            values[filled + at] = words[start + at]
+        lengths[i] = stop - start
+        filled += stop - start
     return filled
 
 
 @compiled
-def arrange_words(
-    words: np.ndarray, bounds: np.ndarray, order: np.ndarray | None, values: np.ndarray, lengths: np.ndarray
-) -> None:
-    """The same of ids that are any words, of which none is left out: `words[bounds[i]:bounds[i + 1]]` of row `i`."""
-    filled = 0
-    for i in range(lengths.size):
-        row = i if order is None else order[i]
-        for at in range(bounds[row], bounds[row + 1]):
-            values[filled] = words[at]
-            filled += 1
-        lengths[i] = bounds[row + 1] - bounds[row]
+def cut(lengths: np.ndarray, size: int, starts: np.ndarray) -> None:
+    """Where each batch of `size` rows begins among the values of rows of `lengths (n,)`: `starts (batches + 1,)`."""
+    starts[0] = 0
+    for batch in range(len(starts) - 1):
+        total = 0
+        for length in lengths[batch * size : (batch + 1) * size]:
+            total += length
+        starts[batch + 1] = starts[batch] + total
 
 
 @compiled
@@ -85,23 +88,6 @@ def stack(columns: np.ndarray, order: np.ndarray | None, low: int, stacked: np.n
         row = low + i if order is None else order[low + i]
         for column in range(len(columns)):
             stacked[i, column] = columns[column, row]
-
-
-@compiled
-def lay(lengths: np.ndarray, feature: int, batches: np.ndarray, counts: np.ndarray) -> None:
-    """`lengths (n,) int32` of one feature to `batches (batches, features, batch size)`, zeros after the rows.
-
-    Their sums, batch by batch, go to `counts (batches, features)`.
-    """
-    size = batches.shape[2]
-    for batch in range(len(batches)):
-        part, laid = lengths[batch * size : (batch + 1) * size], batches[batch, feature]
-        total = 0
-        for i in range(part.size):
-            laid[i] = part[i]
-            total += part[i]
-        laid[part.size :] = 0
-        counts[batch, feature] = total
 
 
 @compiled

@@ -10,14 +10,13 @@ from functools import cached_property, partial
 import numpy as np
 import pyarrow as pa
 
-from distrec.batch import Batch
+from distrec.batch import Batch, KeyedJaggedTensor, Position
 from distrec.config.layout import Layout
 from distrec.config.retrieval import Retrieval
 from distrec.config.schema import Data
 from distrec.data.collate import Encoder
 from distrec.data.columns import Use, is_key, is_number, is_text_key, uses
 from distrec.data.complete import ItemRows, complete, no_rows
-from distrec.data.encoded import KeyedIds
 from distrec.data.ids import Ids, jagged_keys
 from distrec.data.items import ItemIndex
 from distrec.data.numbers import encode_weight
@@ -145,20 +144,16 @@ def _index(window: Window, name: str) -> ItemIndex:
 def _features(window: Window, data: Data, own: Layout) -> tuple[dict[str, JaggedRows], dict[str, np.ndarray]]:
     """Id features and numbers of all items, by feature."""
     with closing(Encoder(_plain(data), own, (), len(window))) as encoder:
-        encoded = encoder.encode(window)
-    ids = _by_feature(encoded.sparse) | _by_feature(encoded.sequence)
-    return ids, {feature.name: encoded.dense[:, i].copy() for i, feature in enumerate(own.dense)}
+        batch = encoder.encode(window).batch(0, len(window), 1.0, Position())
+    ids = _by_feature(batch.sparse) | _by_feature(batch.sequence)
+    return ids, {feature.name: batch.dense[:, i].clone().numpy() for i, feature in enumerate(own.dense)}
 
 
-def _by_feature(ids: KeyedIds) -> dict[str, JaggedRows]:
-    found, low = {}, 0
-    for index, name in enumerate(ids.features):
-        lengths = ids.lengths[0, index]
-        ends = np.cumsum(lengths, dtype=np.int64)
-        total = int(ends[-1])
-        found[name] = JaggedRows(ids.values[low : low + total], ends - lengths, lengths)
-        low += total
-    return found
+def _by_feature(ids: KeyedJaggedTensor | None) -> dict[str, JaggedRows]:
+    found = {} if ids is None else ids.to_dict()
+    return {
+        name: JaggedRows(*(part.numpy() for part in (f.values(), f.offsets()[:-1], f.lengths()))) for name, f in found.items()
+    }
 
 
 def _counts(window: Window, name: str | None) -> np.ndarray | None:

@@ -1,8 +1,7 @@
 """Arrow columns of a window -> arrays in batch form. No Python loop over rows.
 
 A window is encoded before it is cut into batches, so that the cost of a Python call is spread over a window. Its columns
-are encoded side by side, by as many threads as Arrow decodes with (`pyarrow.cpu_count()`), each into scratch memory;
-then as many threads put them together.
+are encoded side by side, by as many threads as Arrow decodes with (`pyarrow.cpu_count()`), each into scratch memory.
 """
 
 from __future__ import annotations
@@ -18,17 +17,22 @@ import pyarrow as pa
 
 from distrec.config.layout import Layout, Lookup
 from distrec.config.schema import Data, Task
+from distrec.data.arrange import cut
 from distrec.data.crew import Crew
-from distrec.data.encoded import Encoded, KeyedIds
-from distrec.data.ids import encode_ids
-from distrec.data.items import ItemUse, encode_items
+from distrec.data.encoded import Encoded, KeyedIds, Numbers
+from distrec.data.ids import Ids, encode_ids
+from distrec.data.items import ItemUse, encode_item, encode_items
 from distrec.data.numbers import encode_dense, encode_groups, encode_label, encode_weight
-from distrec.data.placing import Join, Single, Stack
-from distrec.data.scratch import Scratch, fresh
+from distrec.data.scratch import Scratch
 from distrec.data.window import Column, Window
 
 Result = TypeVar("Result")
-Uses = Sequence[tuple[str, Any]]  # a column, and what it is used for
+Encode = Callable[[Column, Any], Result]
+Use = tuple[str, Any]  # a column, and what it is used for
+Job = Callable[[], None]
+
+APART = 16  # float32 between two columns of numbers: a line of the cache
+NO_IDS = Ids(np.zeros(0, np.int64), np.zeros(0, np.int32))
 
 
 class Encoder:
@@ -36,7 +40,8 @@ class Encoder:
 
     def __init__(self, data: Data, layout: Layout, tasks: Sequence[Task], batch_size: int, items: Sequence[ItemUse] = ()):
         self._data, self._layout, self._tasks, self._batch_size = data, layout, tasks, batch_size
-        self._items, self._lists = [use for use in items if use.single], [use for use in items if not use.single]
+        self._item = next((use for use in items if use.single), None)
+        self._lists = [use for use in items if not use.single]
         self._crew = Crew(pa.cpu_count(), "distrec-encode")
         passing = threading.local()
         self._scratch: defaultdict[str, Scratch] = defaultdict(lambda: Scratch(passing))
@@ -50,92 +55,81 @@ class Encoder:
 
         Raises `UserError` for a value that its feature refuses, naming the feature, the file and the row.
         """
-        stacks, singles, joins = self._stacks(window), self._singles(window), self._joins(window)
-        self._crew.do([job for part in (*joins, *singles, *stacks) for job in part.encoding()])
-        self._crew.do([job for part in (*stacks, *joins) for job in part.placing()])  # what is still in the cache first
-        dense, labels, weights = (stack.stacked for stack in stacks)
-        groups, items = (single.values for single in singles)
-        sparse, sequence, lists = (join.joined() for join in joins)
-        weights = weights[:, 0] if self._data.weight else self._ones(len(window))
-        return Encoded(self._batch_size, dense, labels, weights, groups, sparse, sequence, items, lists)
+        layout, data = self._layout, self._data
+        jobs: list[Job] = []
+        encoded = Encoded(
+            self._batch_size,
+            len(window),
+            dense=self._numbers("dense", encode_dense, [(f.column or f.name, f) for f in layout.dense], window, jobs),
+            labels=self._numbers("label", encode_label, [(task.label, task) for task in self._tasks], window, jobs),
+            weights=self._numbers("weight", encode_weight, [(data.weight, data.weight)], window, jobs) if data.weight else None,
+            groups=self._single("group", encode_groups, data.group, data.group, window, jobs) if data.group else None,
+            sparse=self._keyed("bag", encode_ids, layout.bags, window, jobs),
+            sequence=self._keyed("sequence", encode_ids, layout.sequences, window, jobs),
+            items=self._single("item", encode_item, self._item.column, self._item, window, jobs) if self._item else None,
+            lists=self._keyed("list", encode_items, self._lists, window, jobs),
+        )
+        self._crew.do(jobs)
+        return encoded
 
     def padding(self) -> Encoded:
-        """One batch without rows, for a rank that has none in a step that others have."""
-        size = self._batch_size
+        """A window without rows, for a rank that has none in a step that others have."""
+        layout, none = self._layout, np.zeros(0, np.int64)
         return Encoded(
-            size,
-            dense=np.zeros((size, len(self._layout.dense)), np.float32),
-            labels=np.zeros((size, len(self._tasks)), np.float32),
-            weights=np.zeros(size, np.float32),
-            groups=np.zeros(size, np.int64) if self._data.group else None,
-            sparse=_nothing(self._layout.bags, size),
-            sequence=_nothing(self._layout.sequences, size),
-            items=np.zeros(size, np.int64) if self._items else None,
-            lists=_nothing(self._lists, size),
+            self._batch_size,
+            0,
+            dense=_no_numbers(len(layout.dense)),
+            labels=_no_numbers(len(self._tasks)),
+            weights=None,
+            groups=none if self._data.group else None,
+            sparse=_no_ids(layout.bags),
+            sequence=_no_ids(layout.sequences),
+            items=none if self._item else None,
+            lists=_no_ids(self._lists),
         )
 
-    def _stacks(self, window: Window) -> list[Stack]:
-        """Dense features, labels, weights."""
-        weight = self._data.weight
-        return [
-            self._stack("dense", encode_dense, [(f.column or f.name, f) for f in self._layout.dense], window),
-            self._stack("label", encode_label, [(task.label, task) for task in self._tasks], window),
-            self._stack("weight", encode_weight, [(weight, weight)] if weight else [], window),
-        ]
+    def _numbers(self, kind: str, encode: Encode[np.ndarray], uses: Sequence[Use], window: Window, jobs: list[Job]) -> Numbers:
+        """Columns that `jobs`, which are added to, will fill."""
+        # Were the columns a power of two apart, the values of a row would drive each other out of the cache.
+        shape = len(uses), len(window) + APART
+        columns = self._scratch[kind].lasting("columns", shape[0] * shape[1], np.float32).reshape(shape)
 
-    def _singles(self, window: Window) -> list[Single]:
-        """Groups, items."""
-        group, rows = self._data.group, len(window)
-        groups = self._calls("group", encode_groups, [(group, group)] if group else [], window)
-        items = self._calls("item", _encode_item, [(use.column, use) for use in self._items], window)
-        return [Single(encode, rows, self._whole(rows)) for encode in (groups, items)]
+        def job(index: int, column: str, use: Any) -> None:
+            columns[index, : len(window)] = encode(window.column(column, self._scratch[f"{kind} {index}"]), use)
 
-    def _joins(self, window: Window) -> list[Join]:
-        """Features that are pooled, sequences, lists of items."""
-        kinds = [
-            ("bag", encode_ids, self._layout.bags),
-            ("sequence", encode_ids, self._layout.sequences),
-            ("list", encode_items, self._lists),
-        ]
-        return [
-            Join(
-                [f.name for f in uses],
-                self._calls(kind, encode, [(f.column, f) for f in uses], window),
-                len(window),
-                self._batch_size,
-            )
-            for kind, encode, uses in kinds
-        ]
+        jobs += [partial(job, index, *use) for index, use in enumerate(uses)]
+        return Numbers(columns, window.order, len(window))
 
-    def _stack(self, kind: str, encode: Callable[[Column, Any], np.ndarray], uses: Uses, window: Window) -> Stack:
-        return Stack(self._calls(kind, encode, uses, window), window, self._whole(len(window)), self._scratch[kind])
+    def _single(
+        self, kind: str, encode: Encode[np.ndarray], column: str, use: Any, window: Window, jobs: list[Job]
+    ) -> np.ndarray:
+        """The same of `(n,) int64` in reading order."""
+        values = self._scratch[kind].lasting("single", len(window), np.int64)
 
-    def _calls(
-        self, kind: str, encode: Callable[[Column, Any], Result], uses: Uses, window: Window
-    ) -> list[Callable[[], Result]]:
-        """What encodes each (column, what it is used for)."""
+        def job() -> None:
+            values[:] = encode(window.column(column, self._scratch[f"{kind} 0"]), use)
 
-        def call(use: tuple[str, Any], scratch: Scratch) -> Result:
-            return encode(window.column(use[0], scratch), use[1])
+        jobs.append(job)
+        return values
 
-        return [partial(call, use, self._scratch[f"{kind} {index}"]) for index, use in enumerate(uses)]
+    def _keyed(
+        self, kind: str, encode: Encode[Ids], uses: Sequence[Lookup] | Sequence[ItemUse], window: Window, jobs: list[Job]
+    ) -> KeyedIds:
+        """The same of ids."""
+        found = [NO_IDS] * len(uses)
+        starts = np.empty((len(uses), -(-len(window) // self._batch_size) + 1), np.int64)
 
-    def _whole(self, rows: int) -> int:
-        """Rows of the batches that so many rows are cut into, padding included."""
-        return -(-rows // self._batch_size) * self._batch_size
+        def job(index: int, use: Lookup | ItemUse) -> None:
+            ids = found[index] = encode(window.column(use.column, self._scratch[f"{kind} {index}"]), use)
+            cut(ids.lengths, self._batch_size, starts[index])
 
-    def _ones(self, rows: int) -> np.ndarray:
-        """Weights where no column has them."""
-        weights = fresh(self._whole(rows), np.float32)
-        weights[:rows], weights[rows:] = 1, 0
-        return weights
+        jobs += [partial(job, index, use) for index, use in enumerate(uses)]
+        return KeyedIds([use.name for use in uses], found, starts)
 
 
-def _encode_item(column: Column, use: ItemUse) -> np.ndarray:
-    return encode_items(column, use).values
+def _no_numbers(columns: int) -> Numbers:
+    return Numbers(np.zeros((columns, 0), np.float32), np.zeros(0, np.uint32), 0)
 
 
-def _nothing(features: Sequence[Lookup] | Sequence[ItemUse], size: int) -> KeyedIds:
-    """A batch of so many rows without an id."""
-    lengths = np.zeros((1, len(features), size), np.int32)
-    return KeyedIds([f.name for f in features], np.zeros(0, np.int64), np.zeros(2, np.int64), lengths)
+def _no_ids(uses: Sequence[Lookup] | Sequence[ItemUse]) -> KeyedIds:
+    return KeyedIds([use.name for use in uses], [NO_IDS] * len(uses), np.zeros((len(uses), 2), np.int64))

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import types
 
 from distrec.config.layout import Lookup
-from distrec.data.arrange import arrange_lists, arrange_scalars, arrange_words, hide, within
+from distrec.data.arrange import arrange_lists, arrange_scalars, hide, within
 from distrec.data.columns import is_list, is_string
 from distrec.data.hashing import fnv1a64, rows_of
 from distrec.data.window import Column, memory, valid_bits
@@ -20,8 +20,8 @@ from distrec.errors import UserError
 class Ids:
     """The ids of each row in turn."""
 
-    values: np.ndarray  # (N,) int64
-    lengths: np.ndarray  # (rows,) int32, summing to N
+    values: np.ndarray  # (N,) integers
+    lengths: np.ndarray  # (rows,) integers, summing to N
 
     def keep(self, kept: np.ndarray) -> Ids:
         """Without the values where `kept (N,) bool` is false."""
@@ -43,11 +43,15 @@ def encode_ids(column: Column, feature: Lookup) -> Ids:
     for part in parts:
         _look_up(part, column, feature, found[low : low + len(part)])
         low += len(part)
-    values, lengths = scratch.lasting("values", size, found.dtype), scratch.passing("lengths", len(column), np.int32)
+    values = scratch.lasting("values", size, found.dtype)
     if counts is None:
-        filled = arrange_scalars(found, column.order, values, lengths)
-    else:
-        filled = arrange_lists(found, _bounds(counts), column.order, feature.max_length or size, values, lengths)
+        lengths = scratch.lasting("lengths", len(column), np.uint8)
+        return Ids(values[: arrange_scalars(found, column.order, values, lengths)], lengths)
+    ids = Ids(found, counts)
+    ids = ids.keep(found >= 0) if feature.out_of_range == "null" else ids
+    lengths = scratch.lasting("lengths", len(column), np.int32)
+    longest = feature.max_length or size
+    filled = arrange_lists(ids.values, _bounds(ids.lengths), column.order, longest, values, lengths)
     return Ids(values[:filled], lengths)
 
 
@@ -72,7 +76,7 @@ def jagged_keys(column: Column) -> Ids:
     (values,), lengths = _elements(column)
     words = _words(values).view(np.int64)
     arranged = Ids(np.empty_like(words), np.empty_like(lengths))
-    arrange_words(words, _bounds(lengths), column.order, arranged.values, arranged.lengths)
+    arrange_lists(words, _bounds(lengths), column.order, len(words), arranged.values, arranged.lengths)
     return arranged
 
 

@@ -84,6 +84,11 @@ def encode_items(column: Column, use: ItemUse) -> Ids:
     return Ids(rows, keys.lengths)
 
 
+def encode_item(column: Column, use: ItemUse) -> np.ndarray:
+    """`(n,) int64`: the same where each row has one item."""
+    return encode_items(column, use).values
+
+
 def _first(keys: Ids, length: int) -> Ids:
     """Of each row, the first `length` values."""
     before = np.cumsum(keys.lengths) - keys.lengths
