@@ -92,6 +92,7 @@ HOMES = {  # third-party module -> where in distrec it may be imported
     "pydantic": {"config"},
     "pyarrow": {"data", "prepare", "profile", "recall", "embeddings.table_files"},
     "fsspec": {"data", "prepare"},
+    "numba": {"data"},
     "polars": {"prepare"},
     "torchrec": {
         "batch",
