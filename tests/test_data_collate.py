@@ -15,7 +15,7 @@ from test_data_hashing import reference_fnv, reference_mix, reference_row
 from distrec.config.layout import Lookup
 from distrec.config.schema import DenseFeature, SequenceFeature, SparseFeature, Table, Task
 from distrec.data.encoded import KeyedIds
-from distrec.data.ids import Ids, encode_ids, jagged_keys
+from distrec.data.ids import encode_ids, jagged_keys
 from distrec.data.numbers import encode_dense
 from distrec.data.window import Column, Window
 from distrec.errors import UserError
@@ -242,7 +242,7 @@ def test_features_lie_in_the_layouts_order_with_kernel_types(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_a_batch_lies_in_one_piece_whatever_its_size(size):
-    ids = KeyedIds(["a", "b"], [Ids(np.arange(3), np.array([1, 2], np.int32))] * 2, np.array([[0, 3], [0, 3]]))
+    ids = KeyedIds(["a", "b"], [np.arange(3)] * 2, np.array([[1, 2], [1, 2]], np.int32), np.array([[0, 3], [0, 3]]))
     batch = ids.batch(0, 0, size)
     assert batch is not None
     assert batch.lengths().is_contiguous()  # the kernels go by the pointer, not by the strides

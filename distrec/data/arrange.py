@@ -9,7 +9,9 @@ import numpy as np
 
 from distrec.data.compiled import compiled
 
-WIDE = 8  # words that are copied at once: most lists are no longer, and how long cannot be foreseen by a processor
+# Unsigned, for an index that may be negative is looked at twice.
+ONE, TWO, THREE, FOUR = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+WIDE = np.uint64(8)  # words that are copied at once: most lists are no longer, and a processor cannot foresee how long they are
 
 
 @compiled
@@ -54,20 +56,30 @@ def arrange_lists(
     Row `i` in file order is `words[bounds[i]:bounds[i + 1]]`; in reading order they go to `values`, of which the first are
     filled, and their numbers to `lengths (n,)`.
     """
-    filled = 0
+    filled, most, end, room = np.uint64(0), np.uint64(longest), np.uint64(words.size), np.uint64(values.size)
     for i in range(lengths.size):
-        row = i if order is None else order[i]
-        start, stop = max(bounds[row], bounds[row + 1] - longest), bounds[row + 1]
-        copied = 0
-        if start + WIDE <= words.size and filled + WIDE <= values.size:  # what is too much, the next row writes over
+        row = np.uint64(i if order is None else order[i])
+        start, stop = np.uint64(bounds[row]), np.uint64(bounds[row + ONE])
+        if stop - start > most:
+            start = stop - most
+        count, copied = stop - start, np.uint64(0)
+        if start + WIDE <= end and filled + WIDE <= room:  # what is too much, the next row writes over
+            _copy_four(words, start, values, filled)
+            _copy_four(words, start + FOUR, values, filled + FOUR)
             copied = WIDE
-            for at in range(WIDE):
-                values[filled + at] = words[start + at]
-        for at in range(copied, stop - start):
+        for at in range(copied, count):
             values[filled + at] = words[start + at]
-        lengths[i] = stop - start
-        filled += stop - start
+        lengths[i] = count
+        filled += count
     return filled
+
+
+@compiled
+def _copy_four(words: np.ndarray, start: np.uint64, values: np.ndarray, filled: np.uint64) -> None:
+    first, second = words[start], words[start + ONE]
+    third, fourth = words[start + TWO], words[start + THREE]
+    values[filled], values[filled + ONE] = first, second
+    values[filled + TWO], values[filled + THREE] = third, fourth
 
 
 @compiled

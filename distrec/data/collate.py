@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import types
 
 from distrec.config.layout import Layout, Lookup
 from distrec.config.schema import Data, Task
@@ -32,7 +33,7 @@ Use = tuple[str, Any]  # a column, and what it is used for
 Job = Callable[[], None]
 
 APART = 16  # float32 between two columns of numbers: a line of the cache
-NO_IDS = Ids(np.zeros(0, np.int64), np.zeros(0, np.int32))
+NONE = np.zeros(0, np.int64)
 
 
 class Encoder:
@@ -116,15 +117,19 @@ class Encoder:
         self, kind: str, encode: Encode[Ids], uses: Sequence[Lookup] | Sequence[ItemUse], window: Window, jobs: list[Job]
     ) -> KeyedIds:
         """The same of ids."""
-        found = [NO_IDS] * len(uses)
-        starts = np.empty((len(uses), -(-len(window) // self._batch_size) + 1), np.int64)
+        values, batches = [NONE] * len(uses), -(-len(window) // self._batch_size)
+        starts = np.empty((len(uses), batches + 1), np.int64)
+        scalar = all(types.is_integer(window.table.schema.field(use.column).type) for use in uses)
+        narrow = np.dtype(np.uint8 if scalar else np.int32)
+        lengths = self._scratch[kind].lasting("lengths", len(uses) * len(window), narrow).reshape(len(uses), len(window))
 
         def job(index: int, use: Lookup | ItemUse) -> None:
-            ids = found[index] = encode(window.column(use.column, self._scratch[f"{kind} {index}"]), use)
+            ids = encode(window.column(use.column, self._scratch[f"{kind} {index}"]), use)
             cut(ids.lengths, self._batch_size, starts[index])
+            values[index], lengths[index] = ids.values, ids.lengths
 
         jobs += [partial(job, index, use) for index, use in enumerate(uses)]
-        return KeyedIds([use.name for use in uses], found, starts)
+        return KeyedIds([use.name for use in uses], values, lengths, starts)
 
 
 def _no_numbers(columns: int) -> Numbers:
@@ -132,4 +137,5 @@ def _no_numbers(columns: int) -> Numbers:
 
 
 def _no_ids(uses: Sequence[Lookup] | Sequence[ItemUse]) -> KeyedIds:
-    return KeyedIds([use.name for use in uses], [NO_IDS] * len(uses), np.zeros((len(uses), 2), np.int64))
+    count = len(uses)
+    return KeyedIds([u.name for u in uses], [NONE] * count, np.zeros((count, 0), np.int32), np.zeros((count, 2), np.int64))

@@ -14,7 +14,6 @@ import torch
 
 from distrec.batch import Batch, KeyedJaggedTensor, Position
 from distrec.data.arrange import stack
-from distrec.data.ids import Ids
 from distrec.data.scratch import fresh
 
 
@@ -40,7 +39,8 @@ class KeyedIds:
     """The ids of several features over the same rows."""
 
     features: Sequence[str]
-    ids: Sequence[Ids]  # of each feature, in reading order
+    values: Sequence[np.ndarray]  # of each feature, (N,) integers in reading order
+    lengths: np.ndarray  # (features, n) integers
     starts: np.ndarray  # (features, batches + 1) int64: where each batch begins among the feature's values
 
     def batch(self, index: int, low: int, size: int) -> KeyedJaggedTensor | None:
@@ -48,12 +48,12 @@ class KeyedIds:
         if not self.features:
             return None
         firsts, stops = self.starts[:, index].tolist(), self.starts[:, index + 1].tolist()
-        values, lengths = fresh(sum(stops) - sum(firsts), np.int64), fresh((len(self.ids), size), np.int32)
+        values, lengths = fresh(sum(stops) - sum(firsts), np.int64), fresh((len(self.values), size), np.int32)
         at = 0
-        for ids, first, stop, row in zip(self.ids, firsts, stops, lengths, strict=True):
-            values[at : at + stop - first] = ids.values[first:stop]
+        for source, first, stop in zip(self.values, firsts, stops, strict=True):
+            values[at : at + stop - first] = source[first:stop]
             at += stop - first
-            _pad(ids.lengths[low : low + size], row)
+        _pad(self.lengths[:, low : low + size].T, lengths.T)
         return KeyedJaggedTensor(
             list(self.features), torch.from_numpy(values), lengths=torch.from_numpy(lengths.reshape(-1)), stride=size
         )

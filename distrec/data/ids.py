@@ -45,11 +45,11 @@ def encode_ids(column: Column, feature: Lookup) -> Ids:
         low += len(part)
     values = scratch.lasting("values", size, found.dtype)
     if counts is None:
-        lengths = scratch.lasting("lengths", len(column), np.uint8)
+        lengths = scratch.passing("lengths", len(column), np.uint8)
         return Ids(values[: arrange_scalars(found, column.order, values, lengths)], lengths)
     ids = Ids(found, counts)
     ids = ids.keep(found >= 0) if feature.out_of_range == "null" else ids
-    lengths = scratch.lasting("lengths", len(column), np.int32)
+    lengths = scratch.passing("lengths", len(column), np.int32)
     longest = feature.max_length or size
     filled = arrange_lists(ids.values, _bounds(ids.lengths), column.order, longest, values, lengths)
     return Ids(values[:filled], lengths)
