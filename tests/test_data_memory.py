@@ -82,6 +82,12 @@ def test_batches_that_are_kept_stay_as_they_were(folder: Path, shuffle: bool) ->
     assert (seen == [*range(ROWS)] * 2) == (not shuffle)
 
 
+def test_a_batch_that_is_kept_keeps_no_other(folder: Path) -> None:
+    first, *_ = reader(folder, shuffle=True).batches(epochs=1)
+    for part in (first.dense, first.labels, first.sparse.values(), first.sparse.lengths()):
+        assert part.untyped_storage().nbytes() == part.nbytes
+
+
 def test_a_batch_may_be_written_to_without_touching_its_neighbours(folder: Path) -> None:
     first, second, *_ = reader(folder, shuffle=False).batches(epochs=1)
     before = second.dense.clone(), second.sparse.values().clone(), second.sparse.lengths().clone()
@@ -92,7 +98,7 @@ def test_a_batch_may_be_written_to_without_touching_its_neighbours(folder: Path)
 
 
 def test_padding_rows_are_empty_whatever_the_memory_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(np, "empty", lambda shape, dtype=np.float64: np.full(shape, 99, dtype))
+    monkeypatch.setattr("distrec.data.encoded.fresh", lambda shape, dtype: np.full(shape, 99, dtype))
     *_, last = reader(folder, shuffle=True, rank=0, world=3).batches(epochs=1)  # 66 rows, where others have 67
     assert last.weights.tolist() == [1, 1, 0]
     assert last.dense[2].tolist() == [0, 0, 0]

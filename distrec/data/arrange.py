@@ -44,7 +44,7 @@ def arrange_scalars(found: np.ndarray, order: np.ndarray | None, values: np.ndar
         values[filled] = row
         lengths[i] = row >= 0
         filled += np.uint64(row >= 0)
-    return filled
+    return int(filled)
 
 
 @compiled
@@ -71,7 +71,7 @@ def arrange_lists(
             values[filled + at] = words[start + at]
         lengths[i] = count
         filled += count
-    return filled
+    return int(filled)
 
 
 @compiled

@@ -17,6 +17,7 @@ def compiled(function: Function) -> Function:
     another place). Where there is none, each process compiles for itself.
     """
     try:
-        return njit(function, nogil=True, cache=True)
+        code: Any = njit(function, nogil=True, cache=True)
     except RuntimeError:  # "no locator available"
-        return njit(function, nogil=True)
+        code = njit(function, nogil=True)
+    return code
