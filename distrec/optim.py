@@ -34,7 +34,8 @@ class ReplicatedTables(torch.optim.Optimizer):
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: SparseOptimizer):
-        super().__init__(list(parameters), {"lr": config.lr, "eps": config.eps, "betas": config.betas, "step": 0})
+        words = {"lr": config.lr, "eps": config.eps, "betas": config.betas, "weight_decay": config.weight_decay}
+        super().__init__(list(parameters), words | {"step": 0})
         self._update = UPDATES[config.name]
         for group in self.param_groups:
             for weight in group["params"]:
@@ -73,6 +74,9 @@ def _adagrad(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, group: dic
 
 
 def _rowwise_adagrad(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+    if group["weight_decay"]:
+        looked_up = grad.ne(0).any(dim=1, keepdim=True)
+        grad = torch.where(looked_up, grad + group["weight_decay"] * weight[rows], grad)
     total = state["momentum1"][rows] + grad.square().mean(dim=1)
     state["momentum1"][rows] = total
     weight.index_add_(0, rows, (grad / (total.sqrt() + group["eps"]).unsqueeze(1)).to(weight.dtype), alpha=-group["lr"])

@@ -127,6 +127,17 @@ def test_rowwise_adagrad_keeps_one_number_a_row() -> None:
 
 
 @pytest.mark.usefixtures("rows_given")
+def test_weight_decay_is_in_the_gradient_of_rows_that_have_one_and_in_no_other() -> None:
+    weight = nn.Parameter(torch.full((2, 4), 2.0))
+    optimizer = ReplicatedTables([weight], SparseOptimizer(name="rowwise_adagrad", lr=0.1, weight_decay=0.5))
+    weight.grad = torch.tensor([[0.0] * 4, [0.0, 0.0, 0.0, 4.0]])  # and with the decay 1, 1, 1 and 5
+    optimizer.step()
+    assert optimizer.state[weight]["momentum1"].tolist() == [0.0, 7.0]
+    assert weight[0].tolist() == [2.0] * 4
+    assert weight[1].tolist() == pytest.approx([2 - 0.1 / math.sqrt(7)] * 3 + [2 - 0.5 / math.sqrt(7)], abs=1e-6)
+
+
+@pytest.mark.usefixtures("rows_given")
 @pytest.mark.parametrize("name", ["adagrad", "rowwise_adagrad", "adam"])
 def test_rows_without_gradient_keep_weights_and_moments(name: str) -> None:
     weight = nn.Parameter(torch.ones(4, 4))

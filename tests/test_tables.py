@@ -126,11 +126,16 @@ def test_each_table_lives_in_one_collection_on_meta() -> None:
 
 
 def allowed(
-    default: tuple[str, ...] = (), optimizer: str = "adagrad", device: str = "cpu", pooled: str = "sum", **of_user: Any
+    default: tuple[str, ...] = (),
+    optimizer: str = "adagrad",
+    decay: float = 0.0,
+    device: str = "cpu",
+    pooled: str = "sum",
+    **of_user: Any,
 ) -> dict[str, list[str]]:
     features = FEATURES.model_copy(update={"sparse": tuple(f.model_copy(update={"pooling": pooled}) for f in FEATURES.sparse)})
     declared = TABLES | {"user": TABLES["user"].model_copy(update=of_user)}
-    sparse = SparseOptimizer(name=optimizer)  # type: ignore[arg-type]
+    sparse = SparseOptimizer(name=optimizer, weight_decay=decay)  # type: ignore[arg-type]
     return plans.allowed_types(layout(features, declared), declared, default, sparse, device)
 
 
@@ -145,6 +150,7 @@ SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
         ({"device": "cuda"}, ALL, UNPOOLED),
         ({"device": "cpu"}, ALL, UNPOOLED - {"data_parallel"}),
         ({"device": "cuda", "optimizer": "rowwise_adagrad"}, ALL - SPLIT, UNPOOLED - SPLIT),
+        ({"device": "cuda", "optimizer": "rowwise_adagrad", "decay": 0.1}, ALL - SPLIT, UNPOOLED - SPLIT),
         ({"device": "cuda", "pooled": "mean"}, ALL - {"grid_shard"}, UNPOOLED),
         ({"device": "cuda", "default": ("row_wise", "table_wise")}, {"row_wise", "table_wise"}, {"row_wise", "table_wise"}),
         ({"device": "cuda", "default": ("row_wise",), "sharding": ("table_wise",)}, {"table_wise"}, {"row_wise"}),
@@ -172,6 +178,14 @@ def test_what_the_planner_may_choose_from(options: dict[str, Any], user: set[str
         (
             {"optimizer": "adam"},
             ["table 'item': FBGEMM has no cpu kernel for adam on it; use another optimizer, such as adagrad"],
+        ),
+        (
+            {"optimizer": "rowwise_adagrad", "decay": 0.1},
+            ["table 'item': FBGEMM has no cpu kernel for rowwise_adagrad with weight_decay on it; use another optimizer"],
+        ),
+        (
+            {"optimizer": "rowwise_adagrad", "decay": 0.1, "sharding": ("row_wise",)},
+            ["table 'user': FBGEMM has no cpu kernel", "with weight_decay on it sharded row_wise; use data_parallel, or"],
         ),
         (
             {"optimizer": "adam", "sharding": ("row_wise",)},

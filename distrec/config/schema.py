@@ -175,6 +175,17 @@ class SparseOptimizer(Section):
     lr: PositiveFloat = Field(default=1e-2, description="learning rate, before the schedule's factor")
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="adam")
     eps: PositiveFloat = Field(default=1e-8, description="rowwise_adagrad, adagrad, adam")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0,
+        description="rowwise_adagrad: L2 penalty in the gradient of each row that a step looks up; "
+        "on CPU the table is replicated, for want of such a kernel",
+    )
+
+    @model_validator(mode="after")
+    def _only_rowwise_adagrad_decays(self) -> SparseOptimizer:
+        if self.weight_decay and self.name != "rowwise_adagrad":
+            raise ValueError(f'FBGEMM has no L2 penalty for {self.name}; set weight_decay to 0, or name to "rowwise_adagrad"')
+        return self
 
 
 class Schedule(Section):

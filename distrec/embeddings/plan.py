@@ -21,6 +21,7 @@ from distrec.errors import UserError
 
 # A plan must not change what is learned. Row-wise Adagrad averages over a row's columns, and a column shard has only some.
 # And where any table of a collection is pooled by mean, TorchRec 1.8 gets the gradients of its grid shards wrong.
+UNFUSED_ON_CPU = {"adam", "rowwise_adagrad with weight_decay"}
 COLUMNS_SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
 UNITS = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 
@@ -38,7 +39,8 @@ def allowed_types(
     averaged = any(f.pooling == "mean" for f in layout.bags)
     chosen: dict[str, list[str]] = {}
     for name, table in tables.items():
-        kind = (table.optimizer or optimizer).name
+        update = table.optimizer or optimizer
+        kind = update.name + " with weight_decay" * (update.weight_decay > 0)
         known = SEQUENCE_TYPES if name in unpooled else BAG_TYPES
         wrong, cached = _wrong_types(kind, averaged), table.cache is not None
         if cached and device == "cpu":
@@ -54,7 +56,7 @@ def allowed_types(
 def _wrong_types(optimizer: str, averaged: bool) -> dict[str, str]:
     """Sharding types with which a table would learn something else, and why."""
     split = "its column shards do not see whole rows, which rowwise_adagrad averages over"
-    wrong = dict.fromkeys(COLUMNS_SPLIT, split) if optimizer == "rowwise_adagrad" else {}
+    wrong = dict.fromkeys(COLUMNS_SPLIT, split) if optimizer.startswith("rowwise_adagrad") else {}
     return wrong | (
         {"grid_shard": "TorchRec's gradients are wrong with it when any feature is pooled by mean"} if averaged else {}
     )
@@ -81,13 +83,13 @@ def _no_type(
 
 
 def _has_kernel(kind: str, unpooled: bool, optimizer: str, device: str, cached: bool) -> bool:
-    """FBGEMM's fused kernels have no Adam on CPU, and its dense ones (for replicated tables) cannot but pool there.
+    """On CPU, FBGEMM's fused kernels have no Adam and pass over weight decay; its dense ones (replicated tables) only pool.
 
     Only fused kernels cache, on GPUs.
     """
     if device != "cpu":
         return not (cached and kind == "data_parallel")
-    return not unpooled if kind == "data_parallel" else optimizer != "adam"
+    return not unpooled if kind == "data_parallel" else optimizer not in UNFUSED_ON_CPU
 
 
 def make_plan(

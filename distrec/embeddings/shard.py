@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torchrec.optim
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
@@ -45,6 +46,8 @@ def fused_arguments(optimizer: SparseOptimizer) -> dict[str, Any]:
         arguments["eps"] = optimizer.eps
     if optimizer.name == "adam":
         arguments |= {"beta1": optimizer.betas[0], "beta2": optimizer.betas[1]}
+    if optimizer.weight_decay:
+        arguments |= {"weight_decay": optimizer.weight_decay, "weight_decay_mode": WeightDecayMode.L2}
     return arguments
 
 

@@ -10,11 +10,12 @@ from distrec.config.words import Field, Fraction, Section
 from distrec.errors import UserError
 from distrec.models.inputs import Embedded, InputSpec, Jagged, RetrieverSpec
 from distrec.models.jagged import repeat_rows, segment_softmax, segment_sum
-from distrec.models.tower import only_vector, pool, unit
+from distrec.models.tower import NORMALIZE, Normalize, only_vector, pool, unit
 
 
 class SimpleX(nn.Module):
-    """Query: g e_u + (1 - g) V p, with p the pooled history; item: its row of the table; score: their cosine.
+    """Query: g e_u + (1 - g) V p, with p the pooled history; item: its row of the table; score: their cosine,
+    unless `normalize` says otherwise.
 
     Mao et al., "SimpleX: A Simple and Strong Baseline for Collaborative Filtering", CIKM 2021, section 4.1, equations 2
     to 6. Its loss is `ccl`, and works with many negatives a row (`retrieval.negatives.sampled`).
@@ -32,6 +33,7 @@ class SimpleX(nn.Module):
             default="mean", description="pooling of the history; attention: by its own vectors, or by the user's"
         )
         dropout: Fraction = Field(default=0.0, description="of the query's vector before it is normalized")
+        normalize: Normalize = Field(default=True, description=NORMALIZE)
 
     def __init__(self, spec: RetrieverSpec, params: Params) -> None:
         super().__init__()
@@ -42,6 +44,7 @@ class SimpleX(nn.Module):
         nn.init.eye_(self.map.weight)  # at first, a user is near what they went for
         self.dropout = nn.Dropout(params.dropout)
         self.gate = params.gate
+        self.normalize = params.normalize
 
     def query(self, inputs: Embedded) -> Tensor:
         """(B, D)."""
@@ -50,11 +53,13 @@ class SimpleX(nn.Module):
             pooled = inputs.pooled[self.history_field]
         else:
             pooled = self.pool(inputs.sequences[self.history_field], user)
-        return unit(self.dropout(self.gate * user + (1 - self.gate) * self.map(pooled)))
+        query = self.dropout(self.gate * user + (1 - self.gate) * self.map(pooled))
+        return unit(query) if self.normalize else query
 
     def item(self, inputs: Embedded) -> Tensor:
         """(M, D)."""
-        return unit(inputs.pooled[self.item_field])
+        item = inputs.pooled[self.item_field]
+        return unit(item) if self.normalize is True else item
 
 
 class UserAttention(nn.Module):

@@ -15,6 +15,10 @@ from distrec.models.jagged import segment_mean, segment_softmax, segment_sum
 from distrec.models.layers import MLP
 
 HistoryPooling = Literal["mean", "sum", "attention"]
+Normalize = bool | Literal["query"]
+NORMALIZE = (
+    "vectors of length 1, so that scores are cosines; query: only the query's, and an item's length says how often it is wanted"
+)
 SHORTEST = 1e-6  # a vector that is shorter, such as that of a row without any id, is not stretched to length 1
 
 

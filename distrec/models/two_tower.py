@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from distrec.config.words import Field, Fraction, PositiveInt, Section
 from distrec.models.inputs import Embedded, RetrieverSpec
 from distrec.models.layers import Activation
-from distrec.models.tower import HistoryPooling, require_equal_widths, tower, unit
+from distrec.models.tower import NORMALIZE, HistoryPooling, Normalize, require_equal_widths, tower, unit
 
 
 class TwoTower(nn.Module):
@@ -27,7 +27,7 @@ class TwoTower(nn.Module):
         dim: PositiveInt | None = Field(
             default=None, description="of both vectors, by a linear layer; default: no such layer, as in matrix factorization"
         )
-        normalize: bool = Field(default=True, description="vectors of length 1, so that scores are cosines")
+        normalize: Normalize = Field(default=True, description=NORMALIZE)
         history: HistoryPooling = Field(default="mean", description="how a history's vectors become one")
         activation: Activation = Field(default="relu", description="in the MLPs")
         dropout: Fraction = Field(default=0.0, description="in the MLPs")
@@ -51,4 +51,4 @@ class TwoTower(nn.Module):
     def item(self, inputs: Embedded) -> Tensor:
         """(M, dim)."""
         vectors = self.item_tower(inputs)
-        return unit(vectors) if self.normalize else vectors
+        return unit(vectors) if self.normalize is True else vectors

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from distrec.config.words import Field, Fraction, PositiveInt, Section
+from distrec.models.fields import field_dims
 from distrec.models.inputs import Embedded, RetrieverSpec
 from distrec.models.layers import Activation
-from distrec.models.tower import HistoryPooling, only_vector, tower, unit
+from distrec.models.tower import NORMALIZE, HistoryPooling, Normalize, only_vector, tower, unit
 
 
 class YoutubeDNN(nn.Module):
@@ -19,10 +20,10 @@ class YoutubeDNN(nn.Module):
     """
 
     class Params(Section):
-        """Widths are those of hidden layers; a linear layer to the item's dim follows the last."""
+        """Widths are those of hidden layers; a linear layer to the item's dim follows, unless it is all there would be."""
 
-        mlp: tuple[PositiveInt, ...] = Field(default=(128,), description="hidden widths")
-        normalize: bool = Field(default=True, description="vectors of length 1, so that scores are cosines")
+        mlp: tuple[PositiveInt, ...] = Field(default=(128,), description="hidden widths; none: a history alone, of the item's dim, is the query as it is")
+        normalize: Normalize = Field(default=True, description=NORMALIZE)
         history: HistoryPooling = Field(default="mean", description="how a history's vectors become one")
         activation: Activation = Field(default="relu", description="in the MLP")
         dropout: Fraction = Field(default=0.0, description="in the MLP")
@@ -31,7 +32,8 @@ class YoutubeDNN(nn.Module):
     def __init__(self, spec: RetrieverSpec, params: Params) -> None:
         super().__init__()
         self.item_field, dim = only_vector(spec.item, "youtube_dnn")
-        self.user = tower(spec.query, params.mlp, dim, params.history, params.activation, params.dropout, params.batch_norm)
+        out = None if not params.mlp and [*field_dims(spec.query).values()] == [dim] and not spec.query.num_dense else dim
+        self.user = tower(spec.query, params.mlp, out, params.history, params.activation, params.dropout, params.batch_norm)
         self.normalize = params.normalize
 
     def query(self, inputs: Embedded) -> Tensor:
@@ -42,4 +44,4 @@ class YoutubeDNN(nn.Module):
     def item(self, inputs: Embedded) -> Tensor:
         """(M, D)."""
         vectors = inputs.pooled[self.item_field]
-        return unit(vectors) if self.normalize else vectors
+        return unit(vectors) if self.normalize is True else vectors
