@@ -21,8 +21,8 @@ from distrec.errors import UserError
 
 # A plan must not change what is learned. Row-wise Adagrad averages over a row's columns, and a column shard has only some.
 # And where any table of a collection is pooled by mean, TorchRec 1.8 gets the gradients of its grid shards wrong.
-UNFUSED_ON_CPU = {"adam", "rowwise_adagrad with weight_decay"}
 COLUMNS_SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
+UNFUSED_ON_CPU = {"adam", "rowwise_adagrad with weight_decay"}  # what FBGEMM has no such kernel for there
 UNITS = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 
 

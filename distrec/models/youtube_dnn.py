@@ -22,7 +22,9 @@ class YoutubeDNN(nn.Module):
     class Params(Section):
         """Widths are those of hidden layers; a linear layer to the item's dim follows, unless it is all there would be."""
 
-        mlp: tuple[PositiveInt, ...] = Field(default=(128,), description="hidden widths; none: a history alone, of the item's dim, is the query as it is")
+        mlp: tuple[PositiveInt, ...] = Field(
+            default=(128,), description="hidden widths; none: a history alone, of the item's dim, is the query as it is"
+        )
         normalize: Normalize = Field(default=True, description=NORMALIZE)
         history: HistoryPooling = Field(default="mean", description="how a history's vectors become one")
         activation: Activation = Field(default="relu", description="in the MLP")
