@@ -75,6 +75,7 @@ def test_a_config_is_frozen() -> None:
         ("train.clip_norm=inf", "train.clip_norm: Input should be a finite number (it is inf)"),
         ("optimizer.sparse.lr=nan", "optimizer.sparse.lr: Input should be"),
         ("optimizer.schedule.decay=cosine", 'decay = "cosine" needs decay_steps'),
+        ('optimizer.sparse={"name"="adagrad",weight_decay=0.1}', "FBGEMM has no L2 penalty for adagrad"),
         ("embedding.memory=12", "embedding.memory: 12 is no size; write it as '12GB', with one of KB, MB, GB, TB"),
         ('embedding.memory="-1GB"', "is no size"),
         ("embedding.memory=infGB", "is no size"),

@@ -24,6 +24,7 @@ CASES: dict[str, tuple[RetrieverSpec, str, dict[str, Any]]] = {
     "youtube_dnn": (RetrieverSpec(RICH.query, PLAIN.item), "youtube_dnn", {"mlp": [6]}),
     "youtube_dnn dot": (PLAIN, "youtube_dnn", {"mlp": [6, 5], "normalize": False}),
     "simplex": (PLAIN, "simplex", {"gate": 0.3}),
+    "simplex dot": (PLAIN, "simplex", {"gate": 0.3, "normalize": False}),
     "simplex pooled": (
         RetrieverSpec(InputSpec(0, {"history": 4, "user": 4}, {}, 0), PLAIN.item),
         "simplex",
@@ -128,6 +129,31 @@ def test_an_item_of_youtube_dnn_is_its_row() -> None:
     np.testing.assert_allclose(model("youtube_dnn").item(given).numpy(), unit(given.pooled["item"].numpy()), rtol=1e-9)
 
 
+@pytest.mark.parametrize("case", ["two_tower", "youtube_dnn", "simplex"])
+def test_queries_alone_can_be_normalized(case: str) -> None:
+    spec, name, params = CASES[case]
+    built: dict[Any, Any] = {}
+    for normalize in (True, False, "query"):
+        torch.manual_seed(0)
+        built[normalize] = build_retriever(name, params | {"normalize": normalize}, spec).double()
+    query, item = inputs(spec.query), inputs(spec.item, [1, 1, 2])
+    torch.testing.assert_close(built["query"].query(query), built[True].query(query))
+    torch.testing.assert_close(built["query"].item(item), built[False].item(item))
+    assert not torch.allclose(built["query"].item(item), built[True].item(item))
+
+
+def test_a_youtube_dnn_without_hidden_layers_is_its_history_where_that_alone_describes_the_query() -> None:
+    alone = RetrieverSpec(InputSpec(0, {}, {"history": 4}, 0), PLAIN.item)
+    built: Any = build_retriever("youtube_dnn", {"mlp": [], "normalize": False}, alone)
+    given = inputs(alone.query)
+    means = [rows.mean(0) if len(rows) else np.zeros(4) for rows in histories(given)]
+    np.testing.assert_allclose(built.query(given).numpy(), np.array(means), rtol=1e-12)
+    for query in (InputSpec(1, {}, {"history": 4}, 0), InputSpec(0, {}, {"history": 8}, 0), PLAIN.query):
+        mapped: Any = build_retriever("youtube_dnn", {"mlp": []}, RetrieverSpec(query, PLAIN.item)).double()
+        assert mapped.query(inputs(query)).shape == (4, 4)
+        assert [*dict(mapped.named_parameters())] == ["user.out.weight", "user.out.bias"]
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("simplex")])
 def test_a_user_of_simplex_is_partly_what_they_went_for(case: str) -> None:
     built, given = model(case), inputs(CASES[case][0].query)
@@ -135,7 +161,7 @@ def test_a_user_of_simplex_is_partly_what_they_went_for(case: str) -> None:
     pooled = []
     lists = histories(given) if given.sequences else list(given.pooled["history"].unsqueeze(1).numpy())
     for user, rows in zip(users, lists, strict=True):
-        if case in ("simplex", "simplex pooled"):
+        if case in ("simplex", "simplex dot", "simplex pooled"):
             scores = np.zeros(len(rows))
         elif case == "simplex attention":
             scores = np.tanh(rows @ w["pool.pooling.inner.weight"].T) @ w["pool.pooling.score.weight"][0]
@@ -143,7 +169,8 @@ def test_a_user_of_simplex_is_partly_what_they_went_for(case: str) -> None:
             scores = np.tanh(rows @ w["pool.inner.weight"].T + w["pool.inner.bias"]) @ user
         pooled.append(softmax_mean(rows, scores))
     gate = CASES[case][2].get("gate", 0.5)
-    expected = unit(gate * users + (1 - gate) * np.array(pooled) @ w["map.weight"].T)
+    expected = gate * users + (1 - gate) * np.array(pooled) @ w["map.weight"].T
+    expected = expected if case == "simplex dot" else unit(expected)
     np.testing.assert_allclose(built.query(given).detach().numpy(), expected, rtol=1e-9)
 
 
