@@ -39,10 +39,10 @@ DATASETS = (
         ("recall@20", "ndcg@20"),
         "Check-ins of 29,858 users at 40,981 places, in LightGCN's split: the held-out places of each user are to be found, "
         "7 of them on average, and places of the user's training rows are masked. All vectors have 64 dims. "
-        "The split has no validation part, and **hyper-parameters and the number of epochs were chosen by looking at test**, as "
-        "the published ones were, which are of the epoch that was best on test: both sides are a little too good, and beside "
-        "each other they are comparable. For an honest choice of your own, `prepare gowalla --valid-share 0.1` holds out one "
-        "training place of a tenth of the users.",
+        "The split has no validation part, and **hyper-parameters and the number of epochs were chosen by looking at "
+        "test**, as the published ones were, which are of the epoch that was best on test: both sides are a little too "
+        "good, and beside each other they are comparable. For an honest choice of your own, `prepare gowalla --valid- "
+        "share 0.1` holds out one training place of a tenth of the users.",
         (
             Row("mf_gowalla", "MF", {"recall@20": 0.1627, "ndcg@20": 0.1378}),
             Row("youtube_dnn_gowalla", "YoutubeDNN", {"recall@20": 0.1754, "ndcg@20": 0.1473}),
