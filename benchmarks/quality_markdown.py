@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
@@ -47,7 +48,7 @@ def _section(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
     yield "\n".join(_table(dataset, measured)) + "\n"
     yield f"Published: {dataset.source}."
     if dataset.other is not None:
-        yield _gap(dataset.metrics[-1], dataset.other, measured)
+        yield _gap(dataset, dataset.other, measured)
     yield f"\nThe data, all rows again, or one run of each:\n\n```bash\n{dataset.prepare}"
     yield f"python -m benchmarks.retrieval_quality --again --only {' '.join(row.config for row in measured)}"
     yield from (f"distrec train configs/{row.config}.toml train.seed={runs[0]['seed']}" for row, runs in measured.items())
@@ -89,12 +90,14 @@ def _published(row: Row, runs: Runs, metric: str) -> str:
     return f"{row.published[metric]:.4f} ({difference:+.4f})"
 
 
-def _gap(metric: str, other: Row, measured: Mapping[Row, Runs]) -> str:
+def _gap(dataset: Dataset, other: Row, measured: Mapping[Row, Runs]) -> str:
+    metric = dataset.metrics[-1]
     best = max(measured, key=lambda row: _mean(measured[row], metric))
     ours, theirs = _mean(measured[best], metric), other.published[metric]
     return (
         f"{other.model} is no model of distrec: it attends to the whole sequence. The best row here, {best.model}, has "
-        f"{label(metric)} {abs(ours - theirs):.3f} {'above' if ours > theirs else 'below'} it."
+        f"{label(metric)} {abs(ours - theirs):.3f} {'above' if ours > theirs else 'below'} it; {dataset.queries:,} queries "
+        f"alone make for a standard error of {math.sqrt(ours * (1 - ours) / dataset.queries):.3f}."
     )
 
 

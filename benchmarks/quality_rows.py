@@ -25,6 +25,7 @@ class Dataset:
 
     title: str
     prepare: str  # command
+    queries: int  # of data.test
     metrics: tuple[str, ...]  # as `distrec train` calls them, on data.test
     protocol: str  # Markdown: what is asked, what is hidden, and what chose the hyper-parameters
     rows: tuple[Row, ...]
@@ -36,13 +37,14 @@ DATASETS = (
     Dataset(
         "Gowalla",
         "distrec prepare gowalla --out data/gowalla --source gowalla.zip",
+        29_858,
         ("recall@20", "ndcg@20"),
         "Check-ins of 29,858 users at 40,981 places, in LightGCN's split: the held-out places of each user are to be found, "
         "7 of them on average, and places of the user's training rows are masked. All vectors have 64 dims. "
         "The split has no validation part, and **hyper-parameters and the number of epochs were chosen by looking at "
         "test**, as the published ones were, which are of the epoch that was best on test: both sides are a little too "
-        "good, and beside each other they are comparable. For an honest choice of your own, `prepare gowalla --valid- "
-        "share 0.1` holds out one training place of a tenth of the users.",
+        "good, and beside each other they are comparable. For an honest choice of your own, "
+        "`prepare gowalla --valid-share 0.1` holds out one training place of a tenth of the users.",
         (
             Row("mf_gowalla", "MF", {"recall@20": 0.1627, "ndcg@20": 0.1378}),
             Row("youtube_dnn_gowalla", "YoutubeDNN", {"recall@20": 0.1754, "ndcg@20": 0.1473}),
@@ -54,6 +56,7 @@ DATASETS = (
     Dataset(
         "MovieLens-1M",
         "distrec prepare movielens-1m --task retrieval --out data/ml-1m --source ml-1m.zip",
+        6_040,
         ("hit_rate@10", "ndcg@10", "hit_rate@50"),
         "Ratings of 6,040 users for 3,706 movies, leave-one-out: each user's last movie is to be found, the one before is that "
         "of the validation split, and all others are trained on, each with the movies that the user had rated before it. "

@@ -81,7 +81,8 @@ def test_a_run_on_a_gpu_is_told_as_such() -> None:
 @pytest.mark.parametrize(("ours", "said"), [(0.4474, "0.100 below"), (0.5574, "0.010 above")])
 def test_the_gap_is_that_of_the_best_row(ours: float, said: str) -> None:
     better = run("dssm_movielens", metrics={"hit_rate@10": 0.1, "ndcg@10": 0.05, "hit_rate@50": ours})
-    assert f"The best row here, DSSM, has HR@50 {said} it." in render([run(), better])
+    assert f"The best row here, DSSM, has HR@50 {said} it; 6,040 queries" in render([run(), better])
+    assert "a standard error of 0.006." in render([run(), better])  # sqrt(.25 / 6040), and nearly that
 
 
 def test_a_run_joins_those_of_its_config_and_puts_out_what_it_replaces(tmp_path: Path) -> None:
