@@ -120,7 +120,7 @@ def batch(rank: int, world: int, step: int) -> Batch:
 class Reference:
     """All tables whole, all ranks' rows in one batch."""
 
-    def __init__(self, kind: str, optimizer: str, decay: float, tables: dict[str, Tensor], model: nn.Module, world: int):
+    def __init__(self, kind: str, optimizer: str, tables: dict[str, Tensor], model: nn.Module, world: int, decay: float = 0.0):
         self.decay = {"a": 0.0, "b": decay, "movie": 0.0}
         self.tables = {name: weight.clone().requires_grad_() for name, weight in tables.items()}
         self.model, self.world, self.optimizer, self.pooling = model, world, optimizer, pooling_of_b(kind)
@@ -188,7 +188,7 @@ def compare(kind: str, optimizer: str, ranks: dist.Ranks) -> dict[str, float | s
     spec = InputSpec(1, engine.layout.pooled_dims, engine.layout.sequence_dims, 1)
     model = build("din", engine.config.model.params, spec)
     decay = decay_of_b(kind, optimizer, ranks.device.type)
-    reference = Reference(kind, optimizer, decay, whole_tables(engine), model, ranks.world)
+    reference = Reference(kind, optimizer, whole_tables(engine), model, ranks.world, decay)
     off = 0.0
     for step in range(STEPS):
         expected = reference.step(step)[ranks.rank]
