@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torchrec.distributed.planner.types import PlannerError
 
 from distrec import dist
@@ -227,6 +228,21 @@ def test_a_plan_follows_its_types_and_is_described() -> None:
         ("tag", "30 x 16", "row_wise", "fused", "0", "960 B"),
         ("user", "50 x 8", "data_parallel", "dense", "all", "1.6 KB"),
     ]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("decay", [0.25, 0.0])
+def test_a_fused_kernel_is_given_the_weight_decay(decay: float) -> None:
+    """What it does with it is looked at on a GPU, in tests/programs/sharding.py: the CPU's does nothing."""
+    declared = {"user": TABLES["user"]}
+    features = layout(Features(sparse=FEATURES.sparse[:1]), declared)
+    model, update = tables.build(features, declared), SparseOptimizer(weight_decay=decay)
+    shard.fuse(model, declared, update)
+    made = plans.make_plan(model, {"user": ["table_wise"]}, declared, Cluster(1, 1, "cpu", 2**33), batch_size=8)
+    bags: Any = shard.shard(model, made, torch.device("cpu")).module.bags
+    [given] = [kernel.emb_module.optimizer_args for lookup in bags._lookups for kernel in lookup._emb_modules]
+    found = given.weight_decay, given.weight_decay_mode
+    assert found == ((decay, WeightDecayMode.L2.value) if decay else (0.0, WeightDecayMode.NONE.value))
 
 
 @pytest.mark.usefixtures("alone")
