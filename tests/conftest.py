@@ -1,11 +1,18 @@
 """Warnings are errors, but for the dependencies' own that a run silences too."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from ranks import Outcome, run_ranks
 
 from distrec.log import DEPENDENCY_WARNINGS
+
+if TYPE_CHECKING:
+    from command import Command
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,3 +33,14 @@ def sharding_on(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         return done[ranks]
 
     return outcome
+
+
+@pytest.fixture
+def distrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """The command line in this process, as one rank alone."""
+    from command import command_line  # loads torch, which most of `make check` has no use for
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with command_line(capsys) as run:
+        yield run

@@ -7,7 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import Command, command_line
+from command import Command
 from small_run import values, write_rows
 from toml_text import to_toml
 
@@ -24,14 +24,6 @@ from distrec.__main__ import main, with_resume_value
 ROWS = 600
 NO_HISTORY = {"sparse": [{"name": "user", "table": "user"}, {"name": "item", "table": "item"}]}
 HEAVY = ("torch", "torchrec", "pyarrow", "polars", "numpy", "rich", "pydantic", "tensorboard")
-
-
-@pytest.fixture
-def distrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    with command_line(capsys) as run:
-        yield run
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import Command, command_line
+from command import Command
 from retrieval_rows import read
 
 ROWS = "who,what,when,device\n" + "".join(f"u{n % 4},i{n % 7},{n},d{n % 2}\n" for n in range(28))
-
-
-@pytest.fixture
-def distrec(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    with command_line(capsys) as run:
-        yield run
 
 
 @pytest.fixture

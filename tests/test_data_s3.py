@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import Command, command_line
+from command import Command
 from parquet_files import numbered, numbered_reader, real_rows
 from s3_server import Server, serving
 from single_rank import lines
@@ -27,12 +27,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         s3fs.S3FileSystem().mkdir("bucket")
         yield running
     s3fs.S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture
-def distrec(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    with command_line(capsys) as run:
-        yield run
 
 
 @pytest.fixture(scope="module")

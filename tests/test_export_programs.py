@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command import Command, command_line
+from command import Command
 from sklearn.metrics import roc_auc_score
 from small_retrieval import retrieval_values, write_retrieval
 from small_run import values, write_rows
 from toml_text import to_toml
-
-
-@pytest.fixture
-def distrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    with command_line(capsys) as run:
-        yield run
 
 
 class Server:

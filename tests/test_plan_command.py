@@ -6,12 +6,11 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Command, command_line
+from command import Command
 from PIL import Image
 from toml_text import to_toml
 
@@ -21,12 +20,6 @@ from distrec.planner.screen import _groups
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs/plan").glob("*.toml"))
 GOLDEN = ROOT / "tests/golden"
-
-
-@pytest.fixture
-def distrec(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    with command_line(capsys) as run:
-        yield run
 
 
 def write(path: Path, rows: int = 1_000_000, **sections: Any) -> Path:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import Command, command_line
+from command import Command
 from hypothesis import HealthCheck, given, settings
 from parquet_files import write
 from ugly_tables import START, labelled, tables, ugly
@@ -29,14 +28,6 @@ from distrec.profile.draft import draft
 from distrec.profile.toml_out import to_toml
 
 UGLY = ugly()
-
-
-@pytest.fixture
-def distrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    with command_line(capsys) as run:
-        yield run
 
 
 def written(*paths: object, **options: str) -> Config:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from command import Command, command_line
+from command import Command
 from hypothesis import HealthCheck, given, settings
 from parquet_files import write
 from toml_text import to_toml
@@ -23,12 +22,6 @@ from distrec.profile.sample import take_sample
 from distrec.profile.screen import to_json
 
 ROWS = 1000
-
-
-@pytest.fixture
-def distrec(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    with command_line(capsys) as run:
-        yield run
 
 
 def rows(folder: Path, name: str, first: int, **replaced) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command import Command, command_line
+from command import Command
 from ranks import Outcome, run_ranks
 
 from distrec.models.two_tower import TwoTower
@@ -28,14 +27,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     outcome: Outcome = run_ranks("serving.py", 2, folder)
     assert outcome.code == 0, outcome.output
     return folder, outcome.results
-
-
-@pytest.fixture
-def distrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    with command_line(capsys) as run:
-        yield run
 
 
 def table(folder: Path, facts: dict[str, Any], name: str) -> np.ndarray:
