@@ -36,7 +36,6 @@ SIZES = {  # rows a table, embedding dim, rows a batch, steps a run, steps of th
     "short": (200_000, 64, 2048, 12, 1),
     "full": (200_000, 64, 2048, 64, 2),
 }
-DISTINCT_BATCHES = 8
 WARMUP = 2  # rounds in which kernels are loaded and memory pools grow
 BARE = "bare TorchRec loop"
 
@@ -73,32 +72,32 @@ class Loops:
         self.trainer = build(config, ranks, None)
         self.bare, self.optimizer = bare_pipeline(config, ranks)
         with closing(self.trainer.readers["train"].batches()) as batches:
-            self.made = list(itertools.islice(batches, DISTINCT_BATCHES))
+            self.made = list(itertools.islice(batches, steps))  # of fewer, the rows would stay in the caches
 
     def of_any_model(self) -> dict[str, Run]:
         """By name."""
         return {
             "distrec, from Parquet": partial(from_parquet, self.trainer, self.steps),
-            "distrec, batches made before": lambda: self.trainer.train(self.batches(self.steps), self.steps),
+            "distrec, batches made before": lambda: self.trainer.train(self.batches(), self.steps),
             BARE: self._bare,
         }
 
     def of_a_ranker(self, slow_steps: int) -> dict[str, Run]:
         """What a step is made of, and what it would take without shards. The latter is not a thing of several ranks."""
         runs: dict[str, Run] = {
-            "dense part alone": partial(dense_alone, *dense_part(self.config, self.ranks), self.made, self.config, self.steps)
+            "dense part alone": partial(dense_alone, *dense_part(self.config, self.ranks), self.made, self.config)
         }
         if self.ranks.world == 1:
             slow = partial(unsharded, *whole(self.config), self.made[:slow_steps])
             runs["unsharded, torch's Adagrad"] = scaled(slow, self.steps / slow_steps)
         return runs
 
-    def batches(self, count: int) -> Iterator[Batch]:
-        """The batches made before, in turn, without what a use of them has cached."""
-        return (fresh(batch) for batch in itertools.islice(itertools.cycle(self.made), count))
+    def batches(self) -> Iterator[Batch]:
+        """The batches made before, without what a use of them has cached."""
+        return map(fresh, self.made)
 
     def _bare(self) -> None:
-        batches = self.batches(self.steps)
+        batches = self.batches()
         for _ in range(self.steps):
             self.bare.progress(batches)
 
@@ -129,12 +128,12 @@ def dense_part(config: Config, ranks: dist.Ranks) -> tuple[nn.Module, torch.opti
     return head, torch.optim.Adam(head.parameters(), lr=config.optimizer.dense.lr)
 
 
-def dense_alone(head: nn.Module, optimizer: torch.optim.Optimizer, made: list[Batch], config: Config, steps: int) -> None:
+def dense_alone(head: nn.Module, optimizer: torch.optim.Optimizer, made: list[Batch], config: Config) -> None:
     """Train on vectors that need a gradient, as looked-up rows do."""
     names = [feature.name for feature in config.features.sparse]
     dims = [config.tables[feature.table].dim for feature in config.features.sparse]
     vectors = torch.randn(config.data.batch_size, sum(dims), requires_grad=True)
-    for batch in itertools.islice(itertools.cycle(made), steps):
+    for batch in made:
         vectors.grad = None
         optimizer.zero_grad()
         learn(head, optimizer, batch, KeyedTensor(names, dims, vectors))

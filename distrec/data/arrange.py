@@ -11,6 +11,7 @@ from distrec.data.compiled import compiled
 
 # Unsigned, for an index that may be negative is looked at twice.
 ONE, TWO, THREE, FOUR = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+BLOCK = np.uint64(1024)  # rows; what is made of them stays in a core's nearest cache
 WIDE = np.uint64(8)  # words that are copied at once: most lists are no longer, and a processor cannot foresee how long they are
 
 
@@ -38,12 +39,19 @@ def arrange_scalars(found: np.ndarray, order: np.ndarray | None, values: np.ndar
 
     `found (n,)` in file order to `values (n,)`, of which the first are filled, and to `lengths (n,)`, 0 or 1 each.
     """
-    filled = np.uint64(0)
-    for i in range(lengths.size):
-        row = found[i] if order is None else found[order[i]]
-        values[filled] = row
-        lengths[i] = row >= 0
-        filled += np.uint64(row >= 0)
+    filled, low, size = np.uint64(0), np.uint64(0), np.uint64(lengths.size)
+    some = np.empty(BLOCK, found.dtype)
+    while low < size:
+        # In one loop, to look up the next row would wait until it is known where this one goes.
+        count = min(BLOCK, size - low)
+        for i in range(count):
+            some[i] = found[low + i] if order is None else found[order[low + i]]
+        for i in range(count):
+            lengths[low + i] = some[i] >= 0
+        for i in range(count):
+            values[filled] = some[i]
+            filled += np.uint64(some[i] >= 0)
+        low += BLOCK
     return int(filled)
 
 
