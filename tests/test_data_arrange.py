@@ -47,6 +47,18 @@ def test_scalars_are_arranged_without_those_that_are_missing(rows, seed):
         assert lengths.tolist() == (arranged >= 0).tolist()
 
 
+@pytest.mark.parametrize("order", [None, shuffled(2500, 1)], ids=["as they stand", "shuffled"])
+def test_scalars_of_many_blocks_are_arranged_like_those_of_one(order):
+    found = np.arange(-1, 2499, dtype=np.int32)
+    found[::7] = -1
+    values, lengths = np.full(2501, 99, np.int32), np.empty(2500, np.uint8)
+    filled = arrange_scalars(found, order, values[:-1], lengths)
+    arranged = found if order is None else found[order]
+    assert values[:filled].tolist() == arranged[arranged >= 0].tolist()
+    assert lengths.tolist() == (arranged >= 0).tolist()
+    assert values[-1] == 99
+
+
 def test_ids_within_a_table_stay_and_others_are_marked_and_told():
     words = np.array([0, 9, 10, (1 << 64) - 1], np.uint64)
     found = np.empty(4, np.int32)
