@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from dataclasses import replace
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +18,8 @@ from parquet_files import NUMBERED_LAYOUT, lists, numbered, numbered_reader, rea
 from distrec.batch import Batch, Deal, Position
 from distrec.config.schema import Data, Task
 from distrec.data import Reader, open_dataset, uses
+from distrec.data.columns import Use
+from distrec.data.single import find_rows, places_of
 from distrec.errors import UserError
 
 GROUPS = [[7, 1], [0], [12, 5, 3], [9]]  # 37 rows
@@ -290,3 +294,41 @@ def test_waiting_is_measured(folder):
     assert first > 0
     list(reader.batches(epochs=1))
     assert reader.wait_s > first
+
+
+def test_rows_are_found_by_their_ids_from_the_end_and_no_further_than_needed(tmp_path, monkeypatch):
+    for part, ids in enumerate([[1, 2, 3, None], [2, 4, 2, 5], [6, 7, 5, 8]]):
+        rows = [10 * part + i for i in range(4)]
+        write(tmp_path / f"part-{part}.parquet", {"id": ids, "row": rows, "wide": ["x"] * 4}, row_group_size=2)
+    path = (str(tmp_path),)
+    dataset = open_dataset(path, [Use(name, name, lambda kind: True, "") for name in ("id", "row", "wide")])
+    decoded = []
+    really = type(dataset)._decode
+    monkeypatch.setattr(
+        type(dataset),
+        "_decode",
+        lambda self, file, piece, size: (
+            decoded.append((piece.file, piece.group, self.schema.names)) or really(self, file, piece, size)
+        ),
+    )
+    found = find_rows(dataset, "id", ["2", "5", "6", "5"])
+    assert {value: table["row"].to_pylist() for value, (table, _) in found.items()} == {"2": [12], "5": [22], "6": [20]}
+    assert found["2"][1](0) == f"{tmp_path}/part-1.parquet, row 2"
+    ids, every = ["id"], ["id", "row", "wide"]
+    assert decoded == [(2, 1, ids), (2, 1, every), (2, 0, ids), (2, 0, every), (1, 1, ids), (1, 1, every)]
+    odd = ("02", "--5", "²", "", "ann", "9" * 30, "None", "1.0")  # none of them is how an id is written
+    assert find_rows(dataset, "id", odd) == {}
+    write(tmp_path / "text.parquet", {"id": pa.array(["ann", None, "bob", "ann"]).dictionary_encode()})
+    text = open_dataset((str(tmp_path / "text.parquet"),), [Use("id", "id", lambda kind: True, "")])
+    (rows,) = find_rows(text, "id", ["ann", "None"]).values()
+    assert rows[1](0).endswith("text.parquet, row 3")
+
+
+def test_finding_a_few_ids_makes_no_python_object_of_the_others():
+    ids = pa.array(np.arange(500_000)).cast(pa.large_string())
+    tracemalloc.start()
+    try:
+        assert places_of(ids, ["7", "499999", "x"]) == {"7": 7, "499999": 499_999}
+        assert tracemalloc.get_traced_memory()[1] < 2**20  # a byte an item at the most; a dict of them all takes 100
+    finally:
+        tracemalloc.stop()

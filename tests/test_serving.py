@@ -195,6 +195,7 @@ def test_the_report_tells_model_and_index_apart(distrec: Command, served: tuple[
     [
         (["--query", "999"], "no query '999' in column 'user_id' of data.valid"),
         (["--query", "ann"], "no query 'ann' in column 'user_id' of data.valid"),
+        (["--query", "7", "--query", "9" * 20], f"no query {'9' * 20!r} in column"),  # no int64
         (["--history", ""], "--history is empty: name items of the catalogue"),
         (["--history", "3,77"], "item '77' is not in the catalogue (retrieval.items)"),
         (["--history", "3"], "--history needs a model that reads one"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from distrec.batch import Batch, Position
 from distrec.config.layout import Layout
 from distrec.config.schema import Data
 from distrec.data.collate import Encoder
-from distrec.data.columns import is_text_key
+from distrec.data.deal import Piece
 from distrec.data.items import ItemUse
 from distrec.data.parquet import Dataset
 from distrec.data.window import Window
@@ -21,22 +22,27 @@ from distrec.data.window import Window
 Row = tuple[pa.Table, Callable[[int], str]]  # of length 1; where it is, for messages
 
 
-def find_row(dataset: Dataset, column: str, value: str) -> Row | None:
-    """The last row whose id in `column` is `value`, integer or string as the column is; None where there is none."""
-    text = is_text_key(dataset.schema.field(column).type)
-    if not text and not value.lstrip("-").isdigit():
-        return None
-    found = None
-    for piece in dataset.row_groups:
-        first = 0
-        for part in dataset.read([piece], verify_checksums=False):
-            hits = np.flatnonzero(_equal(part.column(column), value if text else int(value)))
-            if len(hits):
-                at = int(hits[-1])
-                where = dataset.where(piece, first + at)
-                found = pa.Table.from_batches([part.slice(at, 1)]), lambda _, where=where: where
-            first += part.num_rows
+def find_rows(dataset: Dataset, column: str, values: Iterable[str]) -> dict[str, Row]:
+    """The last row of each of `values` whose id in `column`, integer or string, is written like that; those that there are.
+
+    Ids alone are read, from the end of the data, until all are found; then the row groups that hold them.
+    """
+    ids = replace(dataset, schema=pa.schema([dataset.schema.field(column)]))
+    missing, found = set(values), {}
+    for piece in reversed(dataset.row_groups):
+        if not missing:
+            break
+        texts = [part.column(0).cast(pa.large_string()) for part in ids.read([piece], verify_checksums=False)]
+        places = places_of(pa.chunked_array(texts), missing)
+        missing -= places.keys()
+        found |= _rows(dataset, piece, places) if places else {}
     return found
+
+
+def places_of(texts: pa.Array | pa.ChunkedArray, wanted: Iterable[str]) -> dict[str, int]:
+    """The last place of each of `wanted` in a column of large_string; those that it has. Memory is for the wanted ones."""
+    hits = np.flatnonzero(compute.is_in(texts, value_set=pa.array(wanted, pa.large_string())).to_numpy(zero_copy_only=False))
+    return dict(zip(texts.take(pa.array(hits)).to_pylist(), hits.tolist(), strict=True))
 
 
 def no_row(layout: Layout, said: str) -> Row:
@@ -57,7 +63,11 @@ def encode_row(row: Row, data: Data, layout: Layout, items: Sequence[ItemUse] = 
         return encoder.encode(Window(row[0], None, row[1])).batch(0, 1, 1.0, Position())
 
 
-def _equal(column: pa.Array, value: str | int) -> np.ndarray:
-    """(n,) bool; a null is equal to nothing."""
-    same = compute.call_function("equal", [column, pa.scalar(value, column.type)])
-    return same.fill_null(False).to_numpy(zero_copy_only=False)
+def _rows(dataset: Dataset, piece: Piece, places: Mapping[str, int]) -> dict[str, Row]:
+    chosen = replace(piece, rows=np.unique(list(places.values())))
+    table = pa.Table.from_batches(list(dataset.read([chosen], verify_checksums=False)), dataset.schema)
+    found = {}
+    for value, place in places.items():
+        at = int(np.searchsorted(chosen.rows, place))
+        found[value] = table.slice(at, 1), lambda _, at=at: dataset.where(chosen, at)
+    return found

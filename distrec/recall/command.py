@@ -19,7 +19,7 @@ from distrec.recall.auto import Point
 from distrec.recall.index import VectorIndex, refuse_to_replace
 from distrec.recall.make import make_index
 from distrec.recall.picture import draw
-from distrec.recall.queries import Question, ask_history, ask_user
+from distrec.recall.queries import Question, ask_history, ask_users
 from distrec.recall.report import halves, hold, measure_index
 from distrec.recall.search import recommend
 from distrec.recall.vectors import Export
@@ -139,7 +139,7 @@ def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> t
 
 
 def _questions(engine: Engine, users: Sequence[str], history: str | None) -> list[Question]:
-    asked = [ask_user(engine, user) for user in users]
+    asked = ask_users(engine, users)
     if history is not None:
         asked.append(ask_history(engine, [text.strip() for text in history.split(",") if text.strip()]))
     return asked

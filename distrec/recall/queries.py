@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -16,10 +17,10 @@ from distrec.config.schema import Config
 from distrec.data import open_dataset, uses
 from distrec.data.catalogue import Catalogue
 from distrec.data.columns import Use, is_key
-from distrec.data.single import encode_row, find_row, no_row
+from distrec.data.single import Row, encode_row, find_rows, no_row, places_of
 from distrec.engine import Engine, reading_of
 from distrec.errors import UserError
-from distrec.retrieval.retriever import MASK
+from distrec.retrieval.retriever import MASK, Reading
 
 SPLITS = ("test", "valid")  # where a user is looked for: the later the split, the more is known of a user
 
@@ -38,26 +39,29 @@ class Question:
         return self.seen, np.array([0, len(self.seen)])
 
 
-def ask_user(engine: Engine, user: str) -> Question:
-    """The query of a user of data.test or data.valid.
+def ask_users(engine: Engine, users: Sequence[str]) -> list[Question]:
+    """The queries of some users of data.test or data.valid, in their order; each split is read once for them all.
 
     Raises:
-        UserError: the config names no column of users, or none of them has this id.
+        UserError: the config names no column of users, or none of them has one of these ids.
     """
     config, retrieval = engine.config, retrieval_of(engine.config)
-    if retrieval.query_id is None:
+    if users and retrieval.query_id is None:
         raise UserError(
             '--query needs the column that names a query: set retrieval.query_id = "user_id", say; or use --history'
         )
+    found: dict[str, Question] = {}
     for split in SPLITS:
-        if found := _look_up(engine, retrieval.query_id, user, split):
-            return found
-    named = [f"data.{split}" for split in SPLITS if getattr(config.data, split)]
-    where = " and ".join(named) or "data.test and data.valid, which are empty"
-    raise UserError(
-        f"no query {user!r} in column {retrieval.query_id!r} of {where}; for a user that the model has never seen, "
-        "ask by what is known: --history ITEM,ITEM,…"
-    )
+        if missing := [user for user in users if user not in found]:
+            found |= _look_up(engine, str(retrieval.query_id), missing, split)
+    if missing := [user for user in users if user not in found]:
+        named = [f"data.{split}" for split in SPLITS if getattr(config.data, split)]
+        where = " and ".join(named) or "data.test and data.valid, which are empty"
+        raise UserError(
+            f"no query {missing[0]!r} in column {retrieval.query_id!r} of {where}; for a user that the model has never seen, "
+            "ask by what is known: --history ITEM,ITEM,…"
+        )
+    return [found[user] for user in users]
 
 
 def ask_history(engine: Engine, ids: Sequence[str]) -> Question:
@@ -93,27 +97,29 @@ def find_items(catalogue: Catalogue, ids: Sequence[str]) -> np.ndarray:
     Raises:
         UserError: it lacks one.
     """
-    places = {str(value): row for row, value in enumerate(catalogue.own_ids.to_pylist())}
+    places = places_of(catalogue.own_ids.cast(pa.large_string()), ids)
     if missing := [text for text in ids if text not in places]:
         raise UserError(f"item {missing[0]!r} is not in the catalogue (retrieval.items)")
     return np.array([places[text] for text in ids], np.int64)
 
 
-def _look_up(engine: Engine, column: str, user: str, split: str) -> Question | None:
+def _look_up(engine: Engine, column: str, users: Sequence[str], split: str) -> dict[str, Question]:
+    """The queries of those users that a split has."""
     config = engine.config
     paths = getattr(config.data, split)
     if not paths:
-        return None
+        return {}
     how = reading_of(config, engine.layout, engine.items, split)
     wanted = [Use(column, "retrieval.query_id", is_key, "an integer or string type"), *(use.use() for use in how.items)]
     dataset = open_dataset(paths, [*wanted, *uses(config.data, how.present, ())])
-    row = find_row(dataset, column, user)
-    if row is None:
-        return None
+    rows = find_rows(dataset, column, users)
+    return {user: _question(f"{user} (data.{split})", row, config, how) for user, row in rows.items()}
+
+
+def _question(said: str, row: Row, config: Config, how: Reading) -> Question:
     batch = how.complete(encode_row(row, config.data, how.present, how.items))
     lists = {} if batch.lists is None else batch.lists.to_dict()
-    seen = lists[MASK].values().numpy() if MASK in lists else np.zeros(0, np.int64)
-    return Question(f"{user} (data.{split})", batch, seen)
+    return Question(said, batch, lists[MASK].values().numpy() if MASK in lists else np.zeros(0, np.int64))
 
 
 def _with_ids(rows: KeyedJaggedTensor | None, ids: dict[str, np.ndarray]) -> KeyedJaggedTensor | None:
