@@ -1,9 +1,11 @@
-"""Files that are whole or are not there: checksums, and JSON that replaces what it stands for in one go."""
+"""Files that are whole or are not there: checksums, and JSON and folders that replace what they stand for in one go."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +50,20 @@ def replace_json(path: Path, value: Mapping[str, Any]) -> None:
         os.close(folder)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def beside(path: Path) -> Path:
+    """Where to make what becomes `path`: a hidden name beside it, of which two processes have two."""
+    return path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+
+
+def swap_in(partial: Path, folder: Path) -> None:
+    """Give `partial`, made `beside` the folder, its name: two renames, so that a reader finds what was there or what is new."""
+    old = partial.with_name(partial.name.replace(".partial-", ".old-"))
+    if folder.exists():
+        folder.replace(old)
+    partial.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def seal(folder: Path, kind: str, facts: Mapping[str, Any], files: Mapping[str, tuple[int, int]]) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,36 @@ def test_a_full_disk_is_said_and_leaves_the_older_export(
         export_to(target, ranks, monkeypatch, full)
     assert unseal(target, EXPORT, "")["model"] == "old"
     assert [path.name for path in target.parent.iterdir()] == ["export"]  # the room is free again
+
+
+def test_two_exports_at_once_do_not_meet_and_the_last_one_stays(
+    target: Path, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(folder: Path, *_: Any) -> dict:
+        (folder / "part").write_text("of the one")
+        export_to(target, ranks, monkeypatch, lambda other, *_: (other / "part").write_text("of the other") and {"other": {}})
+        assert unseal(target, EXPORT, "")["tables"] == {"other": {}}
+        return {"one": {}}
+
+    export_to(target, ranks, monkeypatch, meanwhile)
+    facts = unseal(target, EXPORT, "")
+    assert (facts["tables"], facts["files"]["part"]) == ({"one": {}}, [10, zlib.crc32(b"of the one")])
+    assert (target / "part").read_text() == "of the one"
+    assert [path.name for path in target.parent.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("error", [UserError, KeyboardInterrupt])
+def test_an_export_that_fails_leaves_nothing(
+    target: Path, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fail(folder: Path, *_: Any) -> None:
+        (folder / "part").write_text("as far as it went")
+        raise error
+
+    with pytest.raises(error):
+        export_to(target, ranks, monkeypatch, fail)
+    assert unseal(target, EXPORT, "")["model"] == "old"
+    assert [path.name for path in target.parent.iterdir()] == ["export"]
 
 
 def test_the_older_export_makes_room_at_once(target: Path, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch) -> None:

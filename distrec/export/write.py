@@ -27,7 +27,7 @@ from distrec.export.vectors import Run, write_item_queries, write_items, write_p
 from distrec.models.inputs import InputSpec
 from distrec.recall.vectors import EXPORT
 from distrec.retrieval.task import query_names, retriever_spec
-from distrec.seal import MANIFEST, checksum, seal, unseal
+from distrec.seal import MANIFEST, beside, checksum, seal, swap_in, unseal
 from distrec.trained import restored, scoring
 
 Programs = Literal["onnx", "torch", "none"]
@@ -69,8 +69,9 @@ def export(
         files = _checksums(folder, ranks)
         from_first(lambda: _finish(folder, target.resolve(), facts, files))
     except OSError as error:  # a full disk, say, on this rank
-        shutil.rmtree(folder, ignore_errors=True)
         raise _cannot_write(target, error) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return Exported(target, facts)
 
 
@@ -221,15 +222,13 @@ def _checksums(folder: Path, ranks: Ranks) -> dict[str, tuple[int, int]]:
 
 
 def _begin(target: Path) -> Path:
-    """An empty folder beside the target, which takes its name when all is written."""
+    """An empty folder beside the target, which takes its name when all is written. Of exports at once the last one stays."""
     if target.exists() and not (target / MANIFEST).exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} holds something that is no export; name another folder with --out")
     if (target / MANIFEST).exists():
         unseal(target, EXPORT, "name another folder with --out")
-    home = target.resolve()  # where a link leads; and "." has no name
-    folder = home.with_name(f".{home.name}.partial")
+    folder = beside(target.resolve())  # where a link leads; and "." has no name
     try:
-        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     except OSError as error:
         raise _cannot_write(target, error) from None
@@ -241,14 +240,8 @@ def _cannot_write(target: Path, error: OSError) -> UserError:
 
 
 def _finish(folder: Path, target: Path, facts: dict[str, Any], files: dict[str, tuple[int, int]]) -> None:
-    """Two renames, so that a reader finds what was there or what is new, and never a part of it."""
     seal(folder, EXPORT, facts, files)
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.replace(old)
-    folder.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
+    swap_in(folder, target)
 
 
 def _hash(values: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
@@ -11,6 +10,7 @@ from urllib.request import urlopen
 
 from distrec.errors import UserError
 from distrec.prepare.output import Progress, no_progress
+from distrec.seal import beside
 
 CHUNK = 1 << 16  # bytes
 TIMEOUT_S = 60  # without a byte
@@ -40,7 +40,7 @@ def download(url: str, target: Path, progress: Progress = no_progress) -> None:
 
 @contextmanager
 def _partial(target: Path) -> Iterator[Path]:
-    partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial = beside(target)
     try:
         yield partial
     finally:

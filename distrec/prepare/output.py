@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from distrec.errors import UserError
+from distrec.seal import beside, swap_in
 
 Progress = Callable[[int, int], None]  # (done, total); total is 0 where it is not known
 
@@ -44,11 +44,11 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         UserError: `folder` holds something and `overwrite` is false, or it cannot be written to.
     """
     _refuse_to_replace(folder, overwrite)
-    partial = folder.with_name(f".{folder.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial = beside(folder)
     try:
         partial.mkdir(parents=True)
         yield partial
-        _swap_in(partial, folder)
+        swap_in(partial, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another folder with --out") from error
     finally:
@@ -60,12 +60,3 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
         raise UserError(f"{folder} is a file; choose another folder with --out")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; replace what is there with --overwrite, or choose another folder with --out")
-
-
-def _swap_in(partial: Path, folder: Path) -> None:
-    """Two renames, so that a reader finds the old rows or the new ones, never a mixture."""
-    old = partial.with_name(partial.name.replace(".partial-", ".old-"))
-    if folder.exists():
-        folder.replace(old)
-    partial.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
