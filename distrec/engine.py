@@ -276,7 +276,7 @@ def open_reader(engine: Engine, split: str) -> Reader:
         UserError: a path, a file or a column is not as the config says.
     """
     config, ranks = engine.config, engine.ranks
-    how = reading_of(config, engine.layout, engine.items, split)
+    how = together(lambda: reading_of(config, engine.layout, engine.items, split))
     dataset = together(lambda: open_split(config, how, split))
     training = split == "train"
     return Reader(

@@ -171,6 +171,67 @@ def test_hard_negatives_are_the_nearest_items_of_the_last_search() -> None:
     assert min(Counter(found[0].tolist()).values()) > 30
 
 
+EVERY_WAY: list[dict[str, Any]] = [
+    {},
+    {"not_in": "others"},
+    {"in_batch": False, "sampled": 3},
+    {"in_batch": False, "per_row": 2},
+    {"in_batch": False, "sampled": 3, "per_row": 2, "distribution": "popularity"},
+    {"in_batch": False, "per_row": 2, "distribution": "hard"},
+    {"in_batch": False, "per_row": 2, "distribution": "hard", "not_in": "others"},
+    {"in_batch": False, "column": "negatives", "column_length": 2},
+]
+
+
+def few_items(folder: Path, count: int) -> Path:
+    """A log in which only the first so many items come up, and a catalogue of them."""
+    item = np.arange(100) % count
+    lists = pa.array([list(range(count))] * 100)
+    write_retrieval(folder, rows=100, item_id=item, item_index=item, negatives=lists, others=lists)
+    catalogue = pa.concat_tables([pa.parquet.read_table(path) for path in sorted((folder / "items").glob("*"))])
+    for path in (folder / "items").glob("*"):
+        path.unlink()
+    pa.parquet.write_table(catalogue.slice(0, count), folder / "items/few.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("negatives", EVERY_WAY, ids=str)
+def test_one_item_alone_has_no_negatives_however_they_are_drawn(negatives: dict[str, Any], tmp_path: Path) -> None:
+    data = few_items(tmp_path, 1)
+    with pytest.raises(UserError) as error:
+        read(data, negatives=negatives, ks=[1], log_q=False)
+    assert f"retrieval.items, {data / 'items'}, has 1 item: a retriever learns to tell items apart" in str(error.value)
+    assert "name the whole catalogue" in str(error.value)
+
+
+@pytest.mark.parametrize("negatives", EVERY_WAY, ids=str)
+def test_of_two_items_the_one_is_a_negative_of_the_other(negatives: dict[str, Any], tmp_path: Path) -> None:
+    (batch, _), items = read(few_items(tmp_path, 2), negatives=negatives, ks=[1], log_q=False)
+    assert batch.items is not None
+    assert set(batch.items.tolist()) == {0, 1}
+    if (neighbours := items.drawer.neighbours) is not None:
+        with alone():
+            neighbours.search(Share.alone(torch.tensor([[1.0, 2.0], [3.0, 4.0]])))
+        assert neighbours.table.tolist() == [[1], [0]]
+        assert drawn(items.drawer, HERE, 0, 2, own=[1, 0]).tolist() == [0, 0, 1, 1]
+
+
+def test_popularity_that_leaves_one_item_to_draw_is_refused(tmp_path: Path) -> None:
+    data = write_retrieval(tmp_path, rows=100)
+    popularity = {"in_batch": False, "sampled": 3, "distribution": "popularity"}
+    counts = [0] * 7 + [3] + [0] * (ITEMS - 8)
+    rewrite(data, "items", train_count=lambda old: pa.array([counts.pop(0) for _ in old]))
+    with pytest.raises(UserError) as error:
+        read(data, negatives=popularity)
+    assert f'distribution = "popularity" would draw 1 of the {ITEMS} items of retrieval.items' in str(error.value)
+    assert "column 'train_count' to the power of alpha = 0.75" in str(error.value)
+
+
+def test_a_large_alpha_is_no_overflow() -> None:
+    found = Drawer(Negatives(distribution="popularity", alpha=300), np.array([1e3, 999.0, 1]), 3, seed=0, rank=0).probability
+    assert found == pytest.approx(np.array([1, 0.999**300, 0]) / (1 + 0.999**300), abs=1e-12)
+
+
 def test_a_pool_is_at_most_the_other_items() -> None:
     assert Neighbours(3, 50).table.shape == (3, 2)
 

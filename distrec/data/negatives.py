@@ -27,7 +27,7 @@ class Drawer:
         self.probability = np.full(items, 1 / items)  # (items,) of each item in one draw
         if negatives.distribution == "popularity":
             assert train_count is not None, "distrec.config.check asks for the column"
-            weights = train_count**negatives.alpha  # 0 to the power 0 is 1: alpha = 0 is uniform
+            weights = (train_count / train_count.max()) ** negatives.alpha  # 0 to the power 0 is 1: alpha = 0 is uniform
             self.probability = weights / weights.sum()
         self._ends = np.cumsum(self.probability) if negatives.distribution == "popularity" else None
         self.neighbours = Neighbours(items, negatives.pool) if negatives.distribution == "hard" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from distrec import models
@@ -87,9 +88,14 @@ def make_candidates(config: Config, retrieval: Retrieval, items: Items | None) -
 
 
 def reading(retrieval: Retrieval, items: Items, features: Layout, split: str) -> Reading:
-    """Of data.train: everything, and negatives. Of others: the query, and the items that it should find or leave out."""
+    """Of data.train: everything, and negatives. Of others: the query, and the items that it should find or leave out.
+
+    Raises:
+        UserError: there is no item to be a negative of another one, and `split` is for training.
+    """
     catalogue, negatives = items.catalogue, retrieval.negatives
     if split == "train":
+        _require_negatives(retrieval, items)
         uses = [ItemUse("items", retrieval.item_id, catalogue.index, single=True)]
         if negatives.column is not None:
             uses.append(ItemUse(COLUMN, negatives.column, catalogue.index, length=negatives.column_length))
@@ -101,3 +107,20 @@ def reading(retrieval: Retrieval, items: Items, features: Layout, split: str) ->
     if retrieval.mask is not None:
         uses.append(ItemUse(MASK, retrieval.mask, catalogue.index, drop_unknown=True))
     return Reading(present, tuple(uses), lambda batch: complete(batch, present, features, no_items()))
+
+
+def _require_negatives(retrieval: Retrieval, items: Items) -> None:
+    """A row's own item is no negative of it, so that one item alone has none, however they are drawn."""
+    rows, negatives = items.catalogue.rows, retrieval.negatives
+    if rows < 2:
+        raise UserError(
+            f"retrieval.items, {', '.join(retrieval.items)}, has {rows} item: a retriever learns to tell items apart, and "
+            "trains on 2 at least; name the whole catalogue"
+        )
+    likely = np.count_nonzero(items.drawer.probability)
+    if likely < 2 and (negatives.sampled or negatives.per_row):
+        raise UserError(
+            f'retrieval.negatives.distribution = "popularity" would draw {likely} of the {rows} items of retrieval.items: '
+            f"by column {retrieval.train_count!r} to the power of alpha = {negatives.alpha:g} all others are too rare; lower "
+            'alpha, or set distribution = "uniform"'
+        )
