@@ -119,10 +119,11 @@ def test_the_description_counts_what_no_training_prepares_for(tmp_path):
     assert [(row["raw_id"], row["train_count"]) for row in read(prepared.folder, "items")] == [("x", 1), ("y", 1), ("z", 0)]
 
 
-def test_train_counts_count_training_rows_with_and_without_a_history(tmp_path):
+def test_train_counts_count_the_rows_that_are_trained_on(tmp_path):
     log = drawn_log()
     prepared = interactions([[write(tmp_path / "log.parquet", log)]], tmp_path, columns=COLUMNS, min_history=3)
-    count = Counter(item for _, _, item in expected(log, leave_one_out).train)
+    count = Counter(item for _, _, item in expected(log, leave_one_out, least=3).train)
+    assert sum(count.values()) == prepared.rows["train"] < len(expected(log, leave_one_out).train)
     assert {row["raw_id"]: row["train_count"] for row in read(prepared.folder, "items")} == {
         item: count[item] for item in {row[1] for row in log}
     }

@@ -18,7 +18,7 @@ from distrec.prepare.histories import Ints
 from distrec.prepare.output import Progress, no_progress
 from distrec.prepare.parquet_out import LARGEST_ROW_GROUP, SplitWriter, row_group_rows
 from distrec.prepare.retrieval.columns import Catalogue, columns
-from distrec.prepare.retrieval.sequences import SPLITS, TRAIN, Sequences
+from distrec.prepare.retrieval.sequences import SPLITS, Sequences
 
 HISTORY = 50  # items kept where nobody says otherwise
 LIST_VALUES = LARGEST_ROW_GROUP * HISTORY  # ids in one column of a row group: bounds what a reader decodes at once
@@ -40,7 +40,11 @@ class Rows:
 
 
 class RetrievalWriter:
-    """Fills a folder with `train`, `valid`, `test`, `items`, `users` and `dataset.json`. A split without rows is left out."""
+    """Fills a folder with `train`, `valid`, `test`, `items`, `users` and `dataset.json`. A split without rows is left out.
+
+    `train_count` of an item is its rows in `train`: what is trained on, which is what samplers and popularity mean by it. An
+    interaction that `min_history` leaves out is not among them, though histories may show its item.
+    """
 
     def __init__(
         self,
@@ -89,8 +93,9 @@ class RetrievalWriter:
         """
         user, item, split = (interactions[name].to_numpy() for name in ("user_id", "item_id", "split"))
         sequences = Sequences(user, item, split, self._rows.max_history, self._rows.ordered)
-        self._train_count += np.bincount(item[split == TRAIN], minlength=self._catalogue.items)
-        for block in self._train(interactions, sequences):
+        trained = sequences.train(self._rows.min_history)
+        self._train_count += np.bincount(item[trained], minlength=self._catalogue.items)
+        for block in self._train(interactions, sequences, trained):
             self._write("train", block)
         for number, name in enumerate(SPLITS[1:], start=1):
             for block in self._queries(interactions, sequences, number):
@@ -138,9 +143,9 @@ class RetrievalWriter:
         counted = self._catalogue.frame.with_columns(train_count=self._train_count).with_row_index("item_id")
         return counted.select(column.name for column in self._columns.items)
 
-    def _train(self, interactions: pl.DataFrame, sequences: Sequences) -> Iterator[pa.Table]:
+    def _train(self, interactions: pl.DataFrame, sequences: Sequences, trained: Ints) -> Iterator[pa.Table]:
         """Training rows in random order, so that no batch holds one user alone."""
-        rows = self._draw.permutation(sequences.train(self._rows.min_history))
+        rows = self._draw.permutation(trained)
         for block in _pieces(rows, row_group_rows(self._total), self._rows.max_history):
             frame = interactions[block]
             described = self._features.take(frame["item_id"].to_arrow())
