@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import Case, Variant
+from distrec.json_out import to_json
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "numpy", "faiss-cpu")
@@ -61,7 +61,7 @@ def publish(
         "cases": [case.to_json() for case in cases],
     }
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
     draw(question, cases, path.with_suffix(".png"))
     return path
 

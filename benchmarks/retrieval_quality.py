@@ -28,6 +28,7 @@ from benchmarks.report import RESULTS, machine, versions
 from distrec.config.load import load
 from distrec.config.schema import Config
 from distrec.errors import UserError
+from distrec.json_out import to_json
 from distrec.run_folder import SUMMARY, saved_config
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +131,7 @@ def keep(run: Run, record: Path, document: Path) -> None:
     ]
     runs = sorted([*others, run], key=lambda r: (CONFIGS.index(r["config"]), r["seed"]))
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"benchmark": "retrieval_quality", "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    record.write_text(to_json({"benchmark": "retrieval_quality", "runs": runs}, indent=1) + "\n", encoding="utf-8")
     _write(runs, document)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from distrec.dist import Ranks, from_first, refuse, together
 from distrec.errors import UserError
 from distrec.log import logger
-from distrec.seal import checksum, crc32_of, replace_json
+from distrec.seal import checksum, crc32_of, replace_json, replace_signed
 
 MANIFEST = "manifest.json"
 BEST = "best.json"
@@ -137,8 +136,7 @@ class Checkpoints:
 
     def mark_best(self, step: int | None, metrics: Mapping[str, float]) -> None:
         """Remember which checkpoint is the best one; None: none is."""
-        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        from_first(lambda: replace_json(self.folder / BEST, {"step": step, "metrics": numbers}))
+        from_first(lambda: replace_json(self.folder / BEST, {"step": step, "metrics": metrics}))
 
     def best(self) -> int | None:
         """The step that `mark_best` named last, if its checkpoint stands."""
@@ -224,8 +222,7 @@ def _remove(target: Path) -> None:
 
 
 def _write_manifest(target: Path, manifest: Manifest) -> None:
-    values = asdict(manifest)
-    replace_json(target / MANIFEST, {"crc32": crc32_of(values)} | values)
+    replace_signed(target / MANIFEST, asdict(manifest))
 
 
 def _read_manifest(target: Path) -> Manifest:

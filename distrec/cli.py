@@ -120,6 +120,7 @@ def evaluate(
 ) -> None:
     """Score a run's checkpoint on data.valid or data.test."""
     from distrec import run_folder
+    from distrec.log import logger
     from distrec.screen import metrics_table
 
     config = run_folder.saved_config(run, overrides or [])
@@ -129,6 +130,8 @@ def evaluate(
         at, result = score(config, ranks, run, split, step)
         if ranks.first:
             metrics_table(f"{run}, step {at}, data.{split}, {result.rows:,} rows", result.metrics)
+            for warning in result.warnings:
+                logger.warning("warning: %s", warning)
 
 
 @app.command()
@@ -142,11 +145,11 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON list instead")] = False,
 ) -> None:
     """Find what is wrong with this machine. Every fault comes with the command that mends it; the exit code is then 2."""
-    import json
     from dataclasses import asdict
 
     from distrec.doctor.examine import examine
     from distrec.doctor.finding import exit_code
+    from distrec.json_out import to_json
 
     findings = []
     for finding in examine(folder, ranks, device):
@@ -154,7 +157,7 @@ def doctor(
         if not as_json:
             typer.echo(finding.text())
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        typer.echo(to_json([asdict(finding) for finding in findings], indent=2))
     raise typer.Exit(exit_code(findings, strict))
 
 
@@ -163,13 +166,12 @@ def schema(
     markdown: Annotated[bool, typer.Option(help="the same as a page of Markdown, docs/config.md")] = False,
 ) -> None:
     """Print the config's JSON Schema. Editors complete and check a config with it."""
-    import json
-
     from distrec.config import document
+    from distrec.json_out import to_json
     from distrec.models import MODELS, RETRIEVERS
 
     params = {name: model.Params for name, model in (MODELS | RETRIEVERS).items()}
-    typer.echo(document.markdown(params) if markdown else json.dumps(document.json_schema(params), indent=2), nl=not markdown)
+    typer.echo(document.markdown(params) if markdown else to_json(document.json_schema(params), indent=2), nl=not markdown)
 
 
 @app.command()

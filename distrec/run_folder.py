@@ -12,6 +12,7 @@ from typing import Any
 from distrec.config.load import dump, parse
 from distrec.config.schema import Config
 from distrec.errors import UserError
+from distrec.json_out import to_json
 
 CONFIG = "config.json"  # who creates it has claimed the folder
 CHECKPOINTS = "checkpoints"
@@ -113,4 +114,4 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    _replace(folder, SUMMARY, json.dumps(summary, indent=2, default=str))
+    _replace(folder, SUMMARY, to_json(summary, indent=2, default=str))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distrec.errors import UserError
+from distrec.json_out import finite, to_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -41,7 +42,7 @@ def replace_json(path: Path, value: Mapping[str, Any]) -> None:
     part = path.with_suffix(".tmp")
     try:
         with part.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
+            file.write(to_json(value, indent=1))
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -50,6 +51,12 @@ def replace_json(path: Path, value: Mapping[str, Any]) -> None:
         os.close(folder)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def replace_signed(path: Path, value: Mapping[str, Any]) -> None:
+    """The same, with the `crc32_of` what a reader finds there, as an entry of its own."""
+    values = finite(value)
+    replace_json(path, {"crc32": crc32_of(values)} | values)
 
 
 def beside(path: Path) -> Path:
@@ -68,8 +75,9 @@ def swap_in(partial: Path, folder: Path) -> None:
 
 def seal(folder: Path, kind: str, facts: Mapping[str, Any], files: Mapping[str, tuple[int, int]]) -> None:
     """Write a folder's manifest, last of all: what it is, `facts` about it, and the checksums of its files by name."""
-    values = {"kind": kind, "format": FORMAT, **facts, "files": {name: list(files[name]) for name in sorted(files)}}
-    replace_json(folder / MANIFEST, {"crc32": crc32_of(values)} | values)
+    replace_signed(
+        folder / MANIFEST, {"kind": kind, "format": FORMAT, **facts, "files": {name: files[name] for name in sorted(files)}}
+    )
 
 
 def unseal(folder: Path, kind: str, remedy: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Memory:
     best_metrics: dict[str, float] = field(default_factory=dict)
     without_better: int = 0
     evaluated: int | None = None  # step of the newest evaluation
-    metrics: dict[str, float] = field(default_factory=dict)  # what it found, by tag
+    metrics: dict[str, float | None] = field(default_factory=dict)  # what it found, by tag; None, as JSON has it, for NaN
     skipped: int = 0
 
 
@@ -287,7 +287,7 @@ class Trainer:
         self._require_same_data(manifest)
         self.engine.load(self.checkpoints, manifest.step)
         self.position, self.memory = Position.from_json(manifest.position), Memory(**manifest.progress)
-        self.record.quality |= self.memory.metrics
+        self.record.quality |= {tag: math.nan if value is None else value for tag, value in self.memory.metrics.items()}
         self.checkpoints.mark_best(self.memory.best_step, self.memory.best_metrics)  # not one of a future that is undone
         self._saved = manifest.step
         if self.ranks.first:

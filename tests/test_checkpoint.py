@@ -155,6 +155,12 @@ def test_the_newest_and_the_best_are_kept(two: Checkpoints) -> None:
     assert json.loads((two.folder / "best.json").read_text())["metrics"] == {"auc": 0.8, "gauc": None}
 
 
+def test_a_manifest_is_json_whatever_was_measured(two: Checkpoints) -> None:
+    two.save(state(30.0), replace(manifest(30), progress={"best": None, "metrics": {"valid/gauc": float("nan")}}))
+    json.loads((two.path(30) / "manifest.json").read_text(), parse_constant=pytest.fail)
+    assert two.read_manifest(30).progress == {"best": None, "metrics": {"valid/gauc": None}}
+
+
 def test_a_best_that_is_gone_is_none(two: Checkpoints) -> None:
     assert two.best() is None
     two.mark_best(5, {})

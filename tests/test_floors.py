@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = {
-    0: {"config", "environment", "errors", "log"},
+    0: {"config", "environment", "errors", "json_out", "log"},
     1: {
         "batch",
         "dist",

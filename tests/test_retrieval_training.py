@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,27 @@ def test_another_catalogue_can_be_ranked_but_not_trained_on(ranks: dist.Ranks, d
     assert found.metrics["recall@10"] == pytest.approx(np.mean(hits))
     with pytest.raises(UserError, match=r"retrieval\.items"):
         build(parse(values), ranks, "newest")
+
+
+def test_a_run_whose_queries_have_no_targets_leaves_json_and_goes_on(ranks: dist.Ranks, data: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(data / "valid")
+    untargeted = pa.array([[]] * len(rows), rows["targets"].type)
+    (tmp_path / "valid").mkdir()
+    pq.write_table(rows.set_column(rows.schema.get_field_index("targets"), "targets", untargeted), tmp_path / "valid/0.parquet")
+    values = retrieval_values(data, tmp_path / "run", train={"device": "cpu", "steps": 8})
+    values["data"] |= {"valid": str(tmp_path / "valid")}
+    for resume, steps in ((None, 8), ("newest", 8), ("newest", 12)):
+        values["train"]["steps"] = steps
+        trainer = build(parse(values), ranks, resume)
+        report = trainer.run()
+        trainer.pipeline.detach()
+        assert np.isnan(report.metrics["valid/recall@5"])
+        assert report.metrics["valid/coverage@5"] > 0
+    files = [*(tmp_path / "run").rglob("*.json"), *(tmp_path / "run").rglob("*.jsonl")]
+    assert {"summary.json", "best.json", "manifest.json", "metrics.jsonl"} <= {file.name for file in files}
+    for file in files:
+        for text in file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
+            json.loads(text, parse_constant=pytest.fail)
 
 
 FAULTS: list[tuple[dict[str, Any], str]] = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -188,6 +189,28 @@ def test_the_report_tells_model_and_index_apart(distrec: Command, served: tuple[
     assert report["command"] == f"distrec recall {run} {test} --report"
     assert "Every query of data.test (60) ranks" in page
     assert "Measured on 30 queries of data.valid that its parameters were not chosen on." in page  # an export holds those
+
+
+def test_where_nothing_is_to_be_found_the_report_says_so(
+    distrec: Command, served: tuple[Path, dict[str, Any]], run: Path, tmp_path: Path
+) -> None:
+    rows = pq.read_table(served[0] / "data/valid")
+    nothing = pa.array([[]] * len(rows), rows["targets"].type)
+    untargeted = rows.set_column(rows.schema.get_field_index("targets"), "targets", nothing)
+    pq.write_table(untargeted, tmp_path / "none.parquet")
+    none = f"data.test={tmp_path / 'none.parquet'}"
+    assert distrec("index", run).code == 0
+    ended = distrec("recall", run, none, "--report")
+    assert ended.code == 0, ended.err
+    report = json.loads((run / "report/report.json").read_text(), parse_constant=pytest.fail)
+    assert report["exact"]["recall@5"] is None
+    page = (run / "report/report.md").read_text()
+    assert page.count("No query has a target, so that how much of it is found cannot be said.") == 1  # the export has some
+    assert "Warning: 60 of 60 queries have no targets, and count for nothing but coverage and popularity." in page
+    assert "nan" not in page
+    told = distrec("evaluate", run, none, "--split", "test")
+    assert told.code == 0
+    assert "warning: 60 of 60 queries have no targets" in told.err
 
 
 @pytest.mark.parametrize(

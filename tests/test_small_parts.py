@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,8 +21,18 @@ from distrec.config.load import parse
 from distrec.config.schema import Config, Features, Table
 from distrec.errors import AnotherRankFailed, UserError
 from distrec.evaluate import better
+from distrec.json_out import finite, to_json
 from distrec.metrics.usage import BUCKETS, TableUse
 from distrec.signals import StopRequest
+
+# -- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def test_json_has_null_where_a_number_is_none() -> None:
+    value = {"a": [1.5, math.nan, {"b": (math.inf, 2)}], "c": -math.inf, "d": "NaN", "e": np.float64("nan"), "f": True}
+    said = '{"a": [1.5, null, {"b": [null, 2]}], "c": null, "d": "NaN", "e": null, "f": true}'
+    assert to_json(value) == json.dumps(finite(value)) == said
+
 
 # -- signals ---------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ Each rank leaves FOLDER/rank-N.json, rewritten at each stage, so that the parent
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.distributed import all_to_all_single
 
 from distrec import dist
+from distrec.json_out import to_json
 
 
 def main(folder: str, device: str, timeout_s: str) -> int:
@@ -55,7 +55,7 @@ def piece(sender: int, receiver: int) -> Tensor:
 
 
 def _note(path: Path, stage: str, wrong: list[int] | None = None) -> None:
-    path.write_text(json.dumps({"stage": stage, "wrong": wrong or []}), encoding="utf-8")
+    path.write_text(to_json({"stage": stage, "wrong": wrong or []}), encoding="utf-8")
 
 
 if __name__ == "__main__":

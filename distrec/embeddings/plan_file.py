@@ -24,6 +24,7 @@ from distrec.config.schema import Table
 from distrec.config.words import Count, PositiveInt, Section, ShardingType, Share
 from distrec.embeddings.cluster import Cluster
 from distrec.errors import UserError
+from distrec.json_out import to_json
 
 
 class MadeFor(Section):
@@ -60,9 +61,9 @@ def save(plan: ShardingPlan, path: Path, tables: Mapping[str, Table], cluster: C
     head = {"ranks": cluster.world, "ranks_a_machine": cluster.local_world, "device": cluster.device}
     parts = [part for part in plan.plan.values() if isinstance(part, EmbeddingModuleShardingPlan)]
     entries = {name: _entry(sharding, tables[name]) for part in parts for name, sharding in part.items()}
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(entries.items()))
+    lines = ",\n".join(f"  {to_json(name)}: {to_json(entry)}" for name, entry in sorted(entries.items()))
     try:
-        path.write_text(f'{{"format": 1, "made_for": {json.dumps(head)}, "tables": {{\n{lines}\n}}}}\n', encoding="utf-8")
+        path.write_text(f'{{"format": 1, "made_for": {to_json(head)}, "tables": {{\n{lines}\n}}}}\n', encoding="utf-8")
     except OSError as error:
         raise UserError(f"the plan cannot be written to {path}: {error.strerror}") from None
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from torch import Tensor
 
 from distrec.errors import UserError
+from distrec.json_out import to_json
 from distrec.metrics.append import AppendFile
 from distrec.metrics.events import Events
 
@@ -113,8 +114,7 @@ class Writer(NullWriter):
         """Write numbers (0-d tensors among them) of one step by tag."""
         now = time.time()
         numbers = {tag: float(value) for tag, value in values.items()}
-        line = {"step": step, "time": now} | {tag: n if math.isfinite(n) else None for tag, n in numbers.items()}
-        self._lines.write(f"{json.dumps(line, allow_nan=False)}\n".encode())
+        self._lines.write(f"{to_json({'step': step, 'time': now} | numbers)}\n".encode())
         for tag, number in numbers.items():
             self._events.scalar(tag, number, step, now)
 
@@ -172,7 +172,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[prefix + key] = value
         elif value is not None and not _holds_sections(value):
-            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+            flat[prefix + key] = value if isinstance(value, str) else to_json(value)
     return flat
 
 

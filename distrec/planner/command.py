@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from distrec.config.words import SIZE
 from distrec.embeddings.cluster import Bandwidths
 from distrec.embeddings.plan import DoesNotFit, parse_bytes
 from distrec.errors import UserError
+from distrec.json_out import to_json
 from distrec.planner import screen
 from distrec.planner.planning import Machines, Planned, make, summary
 from distrec.planner.ways_out import find_ways_out
@@ -75,7 +75,7 @@ def answer(
 
         draw(planned, png)
     if as_json:
-        print(json.dumps(summary(planned), indent=2))
+        print(to_json(summary(planned), indent=2))
         return
     screen.show(planned)
     if compare is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+
+from distrec.json_out import to_json
 
 ID_LIST = pa.list_(pa.field("element", pa.int64()))  # the name that Parquet gives to elements
 Role = Literal["label", "dense", "sparse", "sequence", "group", "time", "target", "mask", "text", "count"]
@@ -46,7 +47,7 @@ def write_description(
     entries = [entry(column) for column in columns]
     content = {"dataset": name, "task": task, "rows": dict(rows), **facts, "columns": entries}
     path = folder / "dataset.json"
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from distrec.json_out import to_json as json_text
 from distrec.profile.columns import Column
 from distrec.profile.inspection import Inspection
 from distrec.screen import console
@@ -31,7 +31,7 @@ def show(found: Inspection) -> None:
 
 def to_json(found: Inspection) -> str:
     """The same for programs: one object; `distinct` without its sketch."""
-    return json.dumps(
+    return json_text(
         {
             "warnings": found.warnings,
             "rows": found.rows,

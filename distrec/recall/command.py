@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from distrec.dist import Ranks, from_first, refuse, together
 from distrec.engine import Engine, open_reader
 from distrec.errors import UserError
 from distrec.export.write import FOLDER, identity
+from distrec.json_out import to_json
 from distrec.log import logger
 from distrec.recall import queries as asking
 from distrec.recall import screen
@@ -71,7 +71,7 @@ def recommend_items(
             scores, rows = recommend(found, vectors, k, question.hidden)
             listed = _listed(engine, found, rows[0], scores[0])
             if as_json:
-                print(json.dumps({"query": question.said, "items": listed}))
+                print(to_json({"query": question.said, "items": listed}))
             else:
                 _show(question, listed)
 
@@ -108,6 +108,7 @@ def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, ou
             "mask": retrieval.mask,
             "ks": sorted(retrieval.ks),
             "exact": quality.metrics,
+            "warnings": quality.warnings,
             "index": shown,
             "index_split": export.facts["queries"]["split"],
             "index_bytes": size,
@@ -169,7 +170,7 @@ def _show(question: Question, listed: Sequence[dict[str, Any]]) -> None:
 def _write(folder: Path, report: dict[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(to_json(report, indent=1) + "\n", encoding="utf-8")
         (folder / "report.md").write_text(screen.markdown(report), encoding="utf-8")
         draw(report["measured"], report["index"], folder / "recall.png")
     except OSError as error:

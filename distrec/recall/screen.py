@@ -50,8 +50,10 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"Every query of data.{report['split']} ({report['queries']:,}) ranks all {index['rows']:,} items by exact search"
         + (f"; items in its column `{report['mask']}` are left out." if report["mask"] else "; nothing is left out."),
         "",
+        *_untargeted(report["exact"]),
         *_model_table(report["exact"], report["ks"]),
         "",
+        *(f"Warning: {warning}.\n" for warning in report["warnings"]),
         "## How good the index is",
         "",
         _index_line(index, report["index_bytes"]),
@@ -63,6 +65,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         "What users get, on those queries:",
         "",
+        *_untargeted(measured["model"]),
         *_through_table(measured, report["ks"]),
         "",
         "| queries a second | in one batch | one at a time |",
@@ -116,6 +119,12 @@ def _rounding(rounding: Mapping[str, Any]) -> None:
         after = rounding["after"][name]
         table.add_row(name, f"{before:.5f}", f"{after:.5f}", f"{after - before:+.5f}")
     console.print(table)
+
+
+def _untargeted(numbers: Mapping[str, float]) -> list[str]:
+    """A line that says why there are no metrics, where there are none: they are means over queries with targets."""
+    known = any(value == value for name, value in numbers.items() if name.startswith("recall@"))
+    return [] if known else ["No query has a target, so that how much of it is found cannot be said.", ""]
 
 
 def _model_table(numbers: Mapping[str, float], ks: Sequence[int]) -> list[str]:
