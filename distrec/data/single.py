@@ -41,7 +41,8 @@ def find_rows(dataset: Dataset, column: str, values: Iterable[str]) -> dict[str,
 
 def places_of(texts: pa.Array | pa.ChunkedArray, wanted: Iterable[str]) -> dict[str, int]:
     """The last place of each of `wanted` in a column of large_string; those that it has. Memory is for the wanted ones."""
-    hits = np.flatnonzero(compute.is_in(texts, value_set=pa.array(wanted, pa.large_string())).to_numpy(zero_copy_only=False))
+    given = compute.SetLookupOptions(pa.array(wanted, pa.large_string()))
+    hits = np.flatnonzero(compute.call_function("is_in", [texts], given).to_numpy(zero_copy_only=False))
     return dict(zip(texts.take(pa.array(hits)).to_pylist(), hits.tolist(), strict=True))
 
 
