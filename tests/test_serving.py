@@ -131,6 +131,27 @@ def test_int8_tables_are_near_and_what_they_cost_is_told(served: tuple[Path, dic
     assert told["after"]["recall@10"] == pytest.approx(np.mean(hits))
 
 
+def test_the_vectors_are_those_of_the_tables_beside_them(
+    distrec: Command, served: tuple[Path, dict[str, Any]], run: Path, tmp_path: Path
+) -> None:
+    """A server looks queries up in the int8 tables: the items, and what `distrec recall` asks, must have gone the same way."""
+    folder, results = served
+    users, items = (table(folder / "int8", results["rounded"], name) for name in ("user", "item"))
+    for kind, rows in (("items", items), ("queries", users)):
+        parts = [pq.read_table(folder / "int8" / name)["vector"].to_pylist() for name in results["rounded"][kind]["parts"]]
+        np.testing.assert_allclose(sorted(np.concatenate(parts).tolist()), sorted(rows.tolist()), atol=1e-6)
+    assert results["rounded"]["model"] == results["export"]["model"] | {"tables": "int8"}
+    assert distrec("index", run, "--export", folder / "int8", "--out", tmp_path / "index").code == 0
+    told = json.loads(distrec("recall", run, "--index", tmp_path / "index", "--query", "7", "-k", "40", "--json").out)["items"]
+    found = {item["item"]: item["score"] for item in told}
+    assert len(found) == 38
+    np.testing.assert_allclose(list(found.values()), (items @ users[7])[list(found)], atol=2e-6)  # which has 6 digits
+    full = table(folder / "run/export", results["export"], "item") @ table(folder / "run/export", results["export"], "user")[7]
+    assert np.abs(np.array(list(found.values())) - full[list(found)]).max() > 1e-4
+    report = distrec("recall", run, "--index", tmp_path / "index", "--report", f"data.test={folder / 'data/valid'}")
+    assert "is of another model (tables int8, now fp32)" in report.err  # RUN/export has other vectors
+
+
 def test_tensorboard_gets_items_with_their_titles(served: tuple[Path, dict[str, Any]]) -> None:
     page = served[0] / "run/items"
     assert "items/metadata.tsv" in (page / "projector_config.pbtxt").read_text()

@@ -48,14 +48,18 @@ def export(
 ) -> Exported:
     """Write a run's checkpoint as files that serve. Every rank must call it.
 
+    Everything is of one model: with less than fp32 the tables are rounded first, and a retriever's vectors, of items and of
+    queries, are computed from the rounded ones. So the queries that a server computes from these tables are asked of items
+    that went the same way, and the metrics `after` are those of the files. The vectors themselves are fp32.
+
     Args:
         config: of the run.
         ranks: they share the tables and the catalogue.
         run: its folder.
         out: folder to write into; default: `export` in the run's.
         step: which checkpoint; default: the best, else the newest.
-        precision: of the tables that are written. With less than fp32, the manifest has the metrics of data.valid (else
-            data.test) `before` and `after`.
+        precision: of the tables that are written; the manifest's `model` has it as `tables`. With less than fp32, the
+            manifest has the metrics of data.valid (else data.test) `before` and `after`.
         programs: `onnx`: the dense graph by torch.export and as ONNX; `torch`: only the former; `none`: neither.
 
     Raises:
@@ -65,7 +69,7 @@ def export(
     engine, manifest = restored(config, ranks, run, step)
     folder = from_first(lambda: _begin(target))
     try:
-        facts = {"model": identity(config, manifest)} | _fill(folder, run, engine, precision, programs)
+        facts = {"model": identity(config, manifest) | {"tables": precision}} | _fill(folder, run, engine, precision, programs)
         files = _checksums(folder, ranks)
         from_first(lambda: _finish(folder, target.resolve(), facts, files))
     except OSError as error:  # a full disk, say, on this rank
@@ -81,11 +85,11 @@ def _fill(folder: Path, run: Path, engine: Engine, precision: Precision, program
     if programs != "none":
         facts["program"] = from_first(lambda: write_programs(folder, engine, programs))
     score = scoring(engine)
-    if engine.items is not None:
-        facts |= _write_vectors(folder, run, engine, score)
     facts["tables"] = _write_tables(folder, engine, precision)
     if precision != "fp32":
         facts["rounding"] = measure_rounding(engine, score, precision)
+    if engine.items is not None:
+        facts |= _write_vectors(folder, run, engine, score)
     return facts
 
 
@@ -147,9 +151,9 @@ def measure_rounding(engine: Engine, score: Run, precision: Precision) -> dict[s
     """What the tables' precision costs: metrics before and after. The engine's tables are rounded from here on."""
     split = _split(engine.config)
     if split is None:
+        round_tables(engine, precision)
         return {"precision": precision}
-    reader = open_reader(engine, split)
-    before = engine.evaluate(reader, score).metrics
+    before = engine.evaluate(open_reader(engine, split), score).metrics
     round_tables(engine, precision)
     after = engine.evaluate(open_reader(engine, split), score).metrics
     return {"precision": precision, "split": split, "before": before, "after": after}
@@ -157,7 +161,9 @@ def measure_rounding(engine: Engine, score: Run, precision: Precision) -> dict[s
 
 @torch.no_grad()
 def round_tables(engine: Engine, precision: Precision) -> None:
-    """Let every table hold what `precision` keeps of it."""
+    """Let every table hold what `precision` keeps of it: of fp32 all."""
+    if precision == "fp32":
+        return
     for shards in shard.local_shards(engine.model).values():
         for weights, _, _ in shards:
             for rows in weights.split(QUANTIZED_ROWS):

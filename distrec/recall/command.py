@@ -10,7 +10,7 @@ from distrec.config.schema import Config
 from distrec.dist import Ranks, from_first, refuse, together
 from distrec.engine import Engine, open_reader
 from distrec.errors import UserError
-from distrec.export.write import FOLDER, identity
+from distrec.export.write import FOLDER, identity, round_tables
 from distrec.json_out import to_json
 from distrec.log import logger
 from distrec.recall import queries as asking
@@ -123,7 +123,7 @@ def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, ou
 
 
 def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> tuple[VectorIndex, Engine]:
-    """An index, and the model at the step that it was built from. Every rank must call it.
+    """An index, and the model at the step and in the precision that it was built from. Every rank must call it.
 
     Raises:
         UserError: there is no index, the run's checkpoint of that step is gone, or is another one, or the catalogue is.
@@ -136,6 +136,7 @@ def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> t
     assert engine.items is not None, "a retriever has items"
     ids = engine.items.catalogue.own_ids
     together(lambda: found.require_items(ids, folder))
+    round_tables(engine, found.facts["model"].get("tables", "fp32"))
     return found, engine
 
 

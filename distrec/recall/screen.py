@@ -43,7 +43,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [
         f"# Retrieval: {model['run']}, step {model['step']}",
         "",
-        f"Printed by `{report['command']}`. Config {model['config']}, checkpoint {model['checkpoint']}.",
+        f"Printed by `{report['command']}`. Config {model['config']}, checkpoint {model['checkpoint']}, "
+        f"tables in {model.get('tables', 'fp32')}.",
         "",
         "## How good the model is",
         "",
@@ -98,7 +99,8 @@ def _export_lines(facts: Mapping[str, Any]) -> list[str]:
     if "items" in facts:
         parts = len(facts["items"]["parts"])
         files = "one file" if parts == 1 else f"{parts} files"
-        lines.append(f"items: {facts['items']['rows']:,} vectors of {facts['dim']} in {files}")
+        rounded = "" if facts["model"]["tables"] == "fp32" else f", computed from the {facts['model']['tables']} tables"
+        lines.append(f"items: {facts['items']['rows']:,} vectors of {facts['dim']} in {files}{rounded}")
         if facts["zero_vectors"]:
             lines.append(f"warning: {facts['zero_vectors']:,} items have a zero vector: the model knows no feature of them")
         queries = facts["queries"]
