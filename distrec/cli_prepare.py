@@ -27,6 +27,8 @@ MovieLensTask = Annotated[
 MovieLensSplit = Annotated[
     Literal["time", "random"] | None, typer.Option(help="ctr and rating: 80/10/10, by time or by chance; default: time")
 ]
+SplitFiles = Annotated[list[str] | None, typer.Option(help="files of a split of your own; LOG is then train")]
+ShareOfRows = Annotated[float, typer.Option(help="temporal: share of the rows")]
 FETCHED = {"download_progress": "download", "progress": "rows"}  # what a published dataset counts, by argument
 
 
@@ -49,9 +51,10 @@ def synthetic(
     overwrite: Overwrite = False,
 ) -> None:
     """Criteo-shaped rows with a planted signal. Their best possible AUC is known."""
+    given = locals()  # the options: the preparation has the same
     from distrec.prepare.synthetic import synthetic as write
 
-    _run(write, out, rows=rows, valid_rows=valid_rows, seed=seed, overwrite=overwrite, bars={"progress": "rows"})
+    _run(write, **given, bars={"progress": "rows"})
 
 
 def _add_movielens(which: str, title: str) -> None:
@@ -101,19 +104,10 @@ def gowalla(
     overwrite: Overwrite = False,
 ) -> None:
     """Gowalla check-ins for retrieval. The split is LightGCN's and BARS'."""
+    given = locals()
     from distrec.prepare.retrieval.gowalla import gowalla as write
 
-    _run(
-        write,
-        out,
-        valid_share=valid_share,
-        max_history=max_history,
-        min_history=min_history,
-        seed=seed,
-        source=source,
-        overwrite=overwrite,
-        bars=FETCHED,
-    )
+    _run(write, **given, bars=FETCHED)
 
 
 @prepare.command("amazon-sequences")
@@ -127,19 +121,10 @@ def amazon_sequences(
     overwrite: Overwrite = False,
 ) -> None:
     """Amazon reviews for retrieval, leave-one-out. From the sequences that S3-Rec publishes."""
+    given = locals()
     from distrec.prepare.retrieval.amazon_sequences import amazon_sequences as write
 
-    _run(
-        write,
-        out,
-        category=category,
-        max_history=max_history,
-        min_history=min_history,
-        seed=seed,
-        source=source,
-        overwrite=overwrite,
-        bars=FETCHED,
-    )
+    _run(write, **given, bars=FETCHED)
 
 
 @prepare.command()
@@ -160,10 +145,10 @@ def interactions(
         Literal["leave-one-out", "temporal"] | None,
         typer.Option(help="each user's last two, or all after two moments; default: leave-one-out"),
     ] = None,
-    valid_share: Annotated[float, typer.Option(help="temporal: share of the rows")] = 0.1,
-    test_share: Annotated[float, typer.Option(help="temporal: share of the rows")] = 0.1,
-    valid: Annotated[list[str] | None, typer.Option(help="files of a split of your own; LOG is then train")] = None,
-    test: Annotated[list[str] | None, typer.Option(help="files of a split of your own; LOG is then train")] = None,
+    valid_share: ShareOfRows = 0.1,
+    test_share: ShareOfRows = 0.1,
+    valid: SplitFiles = None,
+    test: SplitFiles = None,
     repeats: Annotated[
         Literal["first", "all"], typer.Option(help="a user and an item count once, at first, or every time")
     ] = "first",
@@ -220,13 +205,6 @@ def criteo(
     """Criteo's click logs, as TSV or gzip. Kaggle's or the terabyte; held out: the last file, or the last seventh of one."""
     from distrec.prepare.criteo import criteo as write
 
-    _run(
-        write,
-        source,
-        out,
-        hash_sizes=hash_sizes,
-        max_rows_per_table=max_rows_per_table,
-        min_count=min_count,
-        overwrite=overwrite,
-        bars={"count_progress": "files counted", "progress": "rows"},
-    )
+    numbering = {"hash_sizes": hash_sizes, "max_rows_per_table": max_rows_per_table, "min_count": min_count}
+    counted = {"count_progress": "files counted", "progress": "rows"}
+    _run(write, source, out, **numbering, overwrite=overwrite, bars=counted)

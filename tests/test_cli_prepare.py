@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Command
 from retrieval_rows import read
+
+from distrec.errors import UserError
 
 ROWS = "who,what,when,device\n" + "".join(f"u{n % 4},i{n % 7},{n},d{n % 2}\n" for n in range(28))
 
@@ -44,6 +49,48 @@ def test_files_of_ones_own_are_a_split(distrec: Command, log: list[object], tmp_
     assert "train 28, valid 1, test 2, items 7, users 5 rows" in ended.out.replace("\n", " ")
     ended = distrec(*words, "--overwrite", "--split", "temporal")
     assert (ended.code, "--valid and --test are a split already" in ended.err) == (2, True)
+
+
+FETCHED = {"seed": 3, "source": Path("here"), "overwrite": True}
+SEQUENCES = FETCHED | {"max_history": 7, "min_history": 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "reached"),
+    [
+        ("synthetic --rows 5 --valid-rows 4 --seed 3", "synthetic", {"rows": 5, "valid_rows": 4, "seed": 3}),
+        ("gowalla --valid-share 0.5", "retrieval.gowalla", SEQUENCES | {"valid_share": 0.5}),
+        ("amazon-sequences --category Toys", "retrieval.amazon_sequences", SEQUENCES | {"category": "Toys"}),
+        ("movielens-1m --task retrieval", "retrieval.movielens_retrieval", SEQUENCES | {"which": "movielens-1m"}),
+        ("movielens-100k --task rating", "movielens", FETCHED | {"which": "movielens-100k", "task": "rating", "split": "time"}),
+        (
+            "criteo --source a --source b --hash-sizes mlperf --max-rows-per-table 9 --min-count 2",
+            "criteo",
+            {"sources": ["a", "b"], "hash_sizes": "mlperf", "max_rows_per_table": 9, "min_count": 2},
+        ),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)
+def test_every_option_reaches_the_preparation(
+    distrec: Command, words: str, where: str, reached: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = import_module(f"distrec.prepare.{where}"), where.rpartition(".")[2]
+    takes, given = signature(getattr(module, name)), {}
+
+    def stand_in(*places: Any, **options: Any) -> None:
+        given.update(takes.bind(*places, **options).arguments)
+        raise UserError("enough")
+
+    monkeypatch.setattr(module, name, stand_in)
+    shared = [("--seed", 3), ("--source", "here"), ("--max-history", 7), ("--min-history", 2)]
+    more = [word for option, value in shared if option[2:].replace("-", "_") in reached for word in (option, value)]
+    ended = distrec("prepare", *words.split(), *more, "--out", "there", "--overwrite")
+    assert (ended.code, ended.err.strip()) == (2, "distrec: enough")
+    progress = {option for option in given if option.endswith("progress")}
+    assert progress == {option for option in takes.parameters if option.endswith("progress")}  # each has a bar
+    assert {option: value for option, value in given.items() if option not in progress} == (
+        {"out": Path("there"), "overwrite": True} | reached
+    )
 
 
 @pytest.mark.parametrize(
