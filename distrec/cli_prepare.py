@@ -16,7 +16,7 @@ prepare = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn a 
 
 Out = Annotated[Path, typer.Option(help="folder to write into", show_default=False)]
 Source = Annotated[Path | None, typer.Option(help="the publisher's zip, or its folder; default: download it")]
-Seed = Annotated[int, typer.Option(help="seed of whatever is drawn")]
+Seed = Annotated[int, typer.Option(min=0, help="seed of whatever is drawn")]
 Overwrite = Annotated[bool, typer.Option(help="replace what is in the folder")]
 MaxHistory = Annotated[int, typer.Option(help="retrieval: newest items kept in a history")]
 MinHistory = Annotated[int, typer.Option(help="retrieval: leave training rows out that have fewer items before them")]

@@ -84,6 +84,10 @@ def recall(
 
     if not (report or query or history is not None):
         raise UserError("say for whom: --query USER, --history ITEM,ITEM,… or --report")
+    if report and (query or history is not None):
+        raise UserError(
+            "--report measures on data.test or data.valid, and recommends to nobody; ask --query and --history alone"
+        )
     config = run_folder.saved_config(run, overrides or [])
     with ranks_of(config, run) as ranks:
         from distrec.recall.command import recommend_items, write_report

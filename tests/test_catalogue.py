@@ -133,6 +133,20 @@ def test_what_is_wrong_is_named(tmp_path: Path, columns: dict, retrieval: dict, 
     assert str(tmp_path) in str(error.value) or "sold" in said
 
 
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (["p", "q", None, "r"], "retrieval.own_id: column 'own' is null for 1 of 4 items"),
+        ([7, 8, 9, 8], "column 'own' has 3 distinct values for 4 items, and answers would not say which item is meant"),
+    ],
+)
+def test_ids_to_answer_with_must_tell_items_apart(tmp_path: Path, ids: list, said: str) -> None:
+    assert opened(tmp_path, 2, {"own": ["p", "q", "s", "r"]}, own_id="own").own_ids.to_pylist() == ["p", "q", "s", "r"]
+    with pytest.raises(UserError) as error:
+        _ = opened(tmp_path, 2, {"own": ids}, own_id="own").own_ids
+    assert said in str(error.value)
+
+
 def test_a_title_column_that_is_not_there_is_named_when_titles_are_asked_for(tmp_path: Path) -> None:
     catalogue = opened(tmp_path, title="nome")
     with pytest.raises(UserError, match="no column 'nome'"):

@@ -98,6 +98,12 @@ def test_every_option_reaches_the_preparation(
     [
         (["--title", "name"], "--items"),
         (["--min-history", "-1"], "--min-history -1: must be at least 0"),
+        (["--seed", "-1"], "Invalid value for '--seed'"),
+        (
+            ["--feature", "device", "--feature", "device"],
+            "cannot be named 'device': --feature and --item-feature name another one of that name; name it once",
+        ),
+        (["--feature", "seen"], "a feature cannot be named 'seen': the dataset has another column of that name"),
         (["--split", "random"], "'random' is not one of 'leave-one-out', 'temporal'"),
         (["--item", "sku"], "has no column 'sku'; there is: who, what, when, device"),
     ],

@@ -246,6 +246,7 @@ def test_where_nothing_is_to_be_found_the_report_says_so(
         (["--query", "7", "-k", "41"], "-k 41, and the index has 40 items"),
         (["retrieval.query_id=none", "--query", "7"], "no column 'none' (retrieval.query_id)"),
         ([], "say for whom: --query USER, --history ITEM,ITEM,… or --report"),
+        (["--report", "--query", "7"], "--report measures on data.test or data.valid, and recommends to nobody"),
     ],
 )
 def test_a_question_that_cannot_be_answered(

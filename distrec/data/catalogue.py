@@ -89,11 +89,22 @@ class Catalogue:
 
     @cached_property
     def own_ids(self) -> pa.Array:
-        """The ids to answer with, (M,) strings or integers: those of `retrieval.own_id`, else `ids`."""
+        """The ids to answer with, (M,) strings or integers: those of `retrieval.own_id`, else `ids`.
+
+        Raises:
+            UserError: there is no such column, or an item has no id there, or that of another one.
+        """
         column = self._retrieval.own_id
         if column is None:
             return self.ids
-        return self._read(Use(column, "retrieval.own_id", is_key, "an integer or string type"))
+        own = self._read(Use(column, "retrieval.own_id", is_key, "an integer or string type"))
+        if own.null_count or (distinct := len(own.unique())) < len(own):
+            found = f"is null for {own.null_count:,} of" if own.null_count else f"has {distinct:,} distinct values for"
+            raise UserError(
+                f"retrieval.own_id: column {column!r} {found} {len(own):,} items, and answers would not say which item is "
+                "meant; name a column that tells all items apart, or leave own_id away"
+            )
+        return own
 
     def _words(self, column: str | None) -> pa.Array | None:
         if column is None:

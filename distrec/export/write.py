@@ -173,6 +173,7 @@ def round_tables(engine: Engine, precision: Precision) -> None:
 def _write_vectors(folder: Path, run: Path, engine: Engine, score: Run) -> dict[str, Any]:
     assert engine.items is not None
     catalogue, ranks, split = engine.items.catalogue, engine.ranks, _split(engine.config)
+    together(lambda: catalogue.own_ids)
     items = write_items(folder, catalogue, ranks, score)
     if split is not None:
         queries = write_queries(folder, open_reader(engine, split), ranks, score, items["dim"])

@@ -134,8 +134,8 @@ def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> t
     engine, manifest = restored(config, ranks, run, found.facts["model"]["step"])
     together(lambda: found.require_model(identity(config, manifest), folder))
     assert engine.items is not None, "a retriever has items"
-    ids = engine.items.catalogue.own_ids
-    together(lambda: found.require_items(ids, folder))
+    catalogue = engine.items.catalogue
+    together(lambda: found.require_items(catalogue.own_ids, folder))
     round_tables(engine, found.facts["model"].get("tables", "fp32"))
     return found, engine
 
@@ -164,7 +164,7 @@ def _show(question: Question, listed: Sequence[dict[str, Any]]) -> None:
     rows = [
         [str(place), *("" if value is None else str(value) for value in item.values())] for place, item in enumerate(listed, 1)
     ]
-    hidden = f"; {len(question.seen)} items seen before are left out" if len(question.seen) else ""
+    hidden = f"; {len(set(question.seen.tolist()))} items seen before are left out" if len(question.seen) else ""
     screen.recommended(f"for {question.said}{hidden}", columns, rows)
 
 

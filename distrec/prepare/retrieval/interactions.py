@@ -119,9 +119,8 @@ class _Sequence:
 def _check(columns: LogColumns, items: ItemFile | None) -> None:
     names = [*RESERVED, *columns.features, *(items.features if items else ())]
     for name in (name for name in names if names.count(name) > 1):
-        raise UserError(
-            f"a feature cannot be named {name!r}: the dataset has another column of that name; rename it in the files"
-        )
+        other = "the dataset has another column" if name in RESERVED else "--feature and --item-feature name another one"
+        raise UserError(f"a feature cannot be named {name!r}: {other} of that name; name it once, or rename it in the files")
     if len({columns.user, columns.item, columns.time}) < 3:
         raise UserError(f"user {columns.user!r}, item {columns.item!r} and time {columns.time!r} must be three columns")
 
