@@ -219,6 +219,18 @@ def test_long_histories_make_small_row_groups(tmp_path, monkeypatch):
     same(on_disk(prepared.folder), expected(drawn_log(), leave_one_out, longest=9))
 
 
+def test_a_limit_that_no_history_reaches_costs_nothing(tmp_path):
+    """Row groups are as large as what lies in them lets, not as what might."""
+    path = write(tmp_path / "log.parquet", drawn_log())
+    plain, unlimited = (
+        interactions([[path]], tmp_path / str(longest), columns=COLUMNS, max_history=longest) for longest in (1000, 10**30)
+    )
+    assert [file.read_bytes() for file in plain.files] == [file.read_bytes() for file in unlimited.files]
+    train = pq.read_metadata(unlimited.folder / "train" / "part-0.parquet")
+    assert train.num_row_groups <= 16
+    same(on_disk(unlimited.folder), expected(drawn_log(), leave_one_out, longest=10**30))
+
+
 def test_progress_says_what_was_read_and_ends_at_the_total(tmp_path, small_buckets):
     log = list({row[:2]: row for row in drawn_log()}.values())
     read_calls, calls = [], []

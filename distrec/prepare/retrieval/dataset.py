@@ -146,7 +146,7 @@ class RetrievalWriter:
     def _train(self, interactions: pl.DataFrame, sequences: Sequences, trained: Ints) -> Iterator[pa.Table]:
         """Training rows in random order, so that no batch holds one user alone."""
         rows = self._draw.permutation(trained)
-        for block in _pieces(rows, row_group_rows(self._total), self._rows.max_history):
+        for block in _pieces(rows, row_group_rows(self._total), sequences.longest):
             frame = interactions[block]
             described = self._features.take(frame["item_id"].to_arrow())
             yield _table(self._columns.train, frame, described, history_item_id=sequences.train_histories(block))

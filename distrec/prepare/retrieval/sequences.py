@@ -30,8 +30,9 @@ class Sequences:
             ordered: whether a user's training items stand as they happened. Otherwise their order must be random, for a
                 row's history is then a sample of the others.
         """
-        self._item, self._split, self._longest, self._ordered = item, split, longest, ordered
+        self._item, self._split, self._ordered = item, split, ordered
         self._first = first_of_run(user)
+        self.longest = min(longest, int((_stop_of_run(self._first) - self._first).max(initial=0)))  # as histories are
         self._split_first = first_of_run(user, split)
         self._split_stop = _stop_of_run(self._split_first)
 
@@ -62,13 +63,13 @@ class Sequences:
         return self._lists(self._first[queries], queries)
 
     def _before(self, rows: Ints) -> pa.ListArray:
-        return self._lists(np.maximum(self._first[rows], rows - self._longest), rows)
+        return self._lists(np.maximum(self._first[rows], rows - self.longest), rows)
 
     def _others(self, rows: Ints) -> pa.ListArray:
         """The items that follow each row's own, the user's training items standing in a circle."""
         first, size = self._first[rows], self._split_stop[rows] - self._first[rows]
         start = rows - first + 1
-        steps, offsets = slices(start, start + np.minimum(size - 1, self._longest))
+        steps, offsets = slices(start, start + np.minimum(size - 1, self.longest))
         lengths = np.diff(offsets)
         return id_lists(self._item[np.repeat(first, lengths) + steps % np.repeat(size, lengths)], offsets)
 
