@@ -37,7 +37,7 @@ from distrec.models.inputs import InputSpec
 from distrec.optim import Optimizers
 from distrec.planner.footprint import Footprint, footprint
 from distrec.retrieval.evaluate import collect_items, evaluate_retrieval
-from distrec.retrieval.retriever import Items, Reading, make_retrieval_task, open_items, reading
+from distrec.retrieval.retriever import Items, Reading, make_retrieval_task, open_items, query_use, reading
 from distrec.retrieval.task import RetrievalTask
 from distrec.task import Outputs, RankingHead, RankingTask
 
@@ -335,9 +335,12 @@ def validate(config: Config) -> str:
     def open_rows(split: str) -> None:
         if config.retrieval is None or items[0] is not None:  # what a log says of items nothing can be found without them
             rows[split] = open_split(config, reading_of(config, features, items[0], split), split).rows
+        if split != "train" and config.retrieval is not None and (named := query_use(config.retrieval)):
+            data.open_dataset(getattr(config.data, split), [named], config.data.retries)
 
     checks = [lambda: make_task(config, torch.device("cpu")), lambda: items.insert(0, open_items_of(config))]
     checks += [lambda split=split: open_rows(split) for split in splits]
+    checks += [lambda part=part: items[0] and getattr(items[0].catalogue, part) for part in ("own_ids", "titles", "categories")]
     for attempt in checks:
         try:
             attempt()

@@ -259,6 +259,12 @@ def test_check_finds_what_is_wrong_with_the_catalogue_the_model_and_the_log_at_o
     for key, value in (("ks", [41]), ("rank_among", ITEMS)):
         with pytest.raises(UserError, match=f"retrieval.{key} .*retrieval.items has"):
             validate(parse(values | {"retrieval": values["retrieval"] | {key: value}}))
+    values["model"], values["retrieval"]["targets"] = {"name": "two_tower"}, "targets"
+    values["retrieval"] |= {"own_id": "train_count", "title": "nome", "category": "kind", "query_id": "user"}
+    with pytest.raises(UserError) as error:  # a run finds out when it is trained, and asked
+        validate(parse(values))
+    assert "retrieval.own_id: column 'train_count' has" in str(error.value)
+    assert all(f"no column {name!r}" in str(error.value) for name in ("nome", "kind", "user"))
     values["retrieval"]["item_id"] = "title_id"
     with pytest.raises(UserError, match="no column 'title_id'"):
         validate(parse(values))

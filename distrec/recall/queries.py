@@ -16,11 +16,11 @@ from distrec.config.retrieval import Retrieval
 from distrec.config.schema import Config
 from distrec.data import open_dataset, uses
 from distrec.data.catalogue import Catalogue
-from distrec.data.columns import Use, is_key
+from distrec.data.columns import Use
 from distrec.data.single import Row, encode_row, find_rows, no_row, places_of
 from distrec.engine import Engine, reading_of
 from distrec.errors import UserError
-from distrec.retrieval.retriever import MASK, Reading
+from distrec.retrieval.retriever import MASK, Reading, query_use
 
 SPLITS = ("test", "valid")  # where a user is looked for: the later the split, the more is known of a user
 
@@ -46,19 +46,22 @@ def ask_users(engine: Engine, users: Sequence[str]) -> list[Question]:
         UserError: the config names no column of users, or none of them has one of these ids.
     """
     config, retrieval = engine.config, retrieval_of(engine.config)
-    if users and retrieval.query_id is None:
+    use = query_use(retrieval)
+    if not users:
+        return []
+    if use is None:
         raise UserError(
             '--query needs the column that names a query: set retrieval.query_id = "user_id", say; or use --history'
         )
     found: dict[str, Question] = {}
     for split in SPLITS:
         if missing := [user for user in users if user not in found]:
-            found |= _look_up(engine, str(retrieval.query_id), missing, split)
+            found |= _look_up(engine, use, missing, split)
     if missing := [user for user in users if user not in found]:
         named = [f"data.{split}" for split in SPLITS if getattr(config.data, split)]
         where = " and ".join(named) or "data.test and data.valid, which are empty"
         raise UserError(
-            f"no query {missing[0]!r} in column {retrieval.query_id!r} of {where}; for a user that the model has never seen, "
+            f"no query {missing[0]!r} in column {use.column!r} of {where}; for a user that the model has never seen, "
             "ask by what is known: --history ITEM,ITEM,…"
         )
     return [found[user] for user in users]
@@ -103,16 +106,15 @@ def find_items(catalogue: Catalogue, ids: Sequence[str]) -> np.ndarray:
     return np.array([places[text] for text in ids], np.int64)
 
 
-def _look_up(engine: Engine, column: str, users: Sequence[str], split: str) -> dict[str, Question]:
+def _look_up(engine: Engine, use: Use, users: Sequence[str], split: str) -> dict[str, Question]:
     """The queries of those users that a split has."""
     config = engine.config
     paths = getattr(config.data, split)
     if not paths:
         return {}
     how = reading_of(config, engine.layout, engine.items, split)
-    wanted = [Use(column, "retrieval.query_id", is_key, "an integer or string type"), *(use.use() for use in how.items)]
-    dataset = open_dataset(paths, [*wanted, *uses(config.data, how.present, ())])
-    rows = find_rows(dataset, column, users)
+    wanted = [use, *(items.use() for items in how.items), *uses(config.data, how.present, ())]
+    rows = find_rows(open_dataset(paths, wanted), use.column, users)
     return {user: _question(f"{user} (data.{split})", row, config, how) for user, row in rows.items()}
 
 

@@ -14,6 +14,7 @@ from distrec.config.layout import Layout
 from distrec.config.retrieval import Retrieval
 from distrec.config.schema import Config
 from distrec.data.catalogue import Catalogue, open_catalogue
+from distrec.data.columns import Use, is_key
 from distrec.data.complete import complete, no_items
 from distrec.data.items import ItemUse
 from distrec.data.negatives import COLUMN, Drawer, Joiner
@@ -107,6 +108,12 @@ def reading(retrieval: Retrieval, items: Items, features: Layout, split: str) ->
     if retrieval.mask is not None:
         uses.append(ItemUse(MASK, retrieval.mask, catalogue.index, drop_unknown=True))
     return Reading(present, tuple(uses), lambda batch: complete(batch, present, features, no_items()))
+
+
+def query_use(retrieval: Retrieval) -> Use | None:
+    """What the column that names a query must be like; None where there is none."""
+    column = retrieval.query_id
+    return None if column is None else Use(column, "retrieval.query_id", is_key, "an integer or string type")
 
 
 def _require_negatives(retrieval: Retrieval, items: Items) -> None:
