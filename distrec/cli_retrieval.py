@@ -71,7 +71,7 @@ def recall(
     history: Annotated[
         str | None, typer.Option(metavar="ITEM,ITEM,…", help="or items, oldest first", show_default=False)
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="how many items")] = 10,
+    k: Annotated[int | None, typer.Option("-k", min=1, help="how many items; default: 10, or as many as there are")] = None,
     report: Annotated[bool, typer.Option("--report", help="measure the model and the index instead")] = False,
     index: IndexFolder = None,
     out: Annotated[Path | None, typer.Option(help="folder of the report; default: RUN/report")] = None,

@@ -149,7 +149,7 @@ def test_ids_to_answer_with_must_tell_items_apart(tmp_path: Path, ids: list, sai
 
 def test_a_title_column_that_is_not_there_is_named_when_titles_are_asked_for(tmp_path: Path) -> None:
     catalogue = opened(tmp_path, title="nome")
-    with pytest.raises(UserError, match="no column 'nome'"):
+    with pytest.raises(UserError, match=r"no column 'nome' \(retrieval\.title\)"):
         _ = catalogue.titles
 
 

@@ -73,6 +73,8 @@ def test_a_config_is_frozen() -> None:
         ("tables.user.rows=0", "tables.user.rows: Input should be greater than 0 (it is 0)"),
         ("data.batch_size=many", "data.batch_size: Input should be a valid integer"),
         ("train.clip_norm=inf", "train.clip_norm: Input should be a finite number (it is inf)"),
+        ('features.dense=[{"name"="x",null=nan}]', "features.dense.0.null.float: Input should be a finite number (it is nan)"),
+        ('features.dense=[{"name"="x",shift=-inf}]', "features.dense.0.shift: Input should be a finite number (it is -inf)"),
         ("optimizer.sparse.lr=nan", "optimizer.sparse.lr: Input should be"),
         ("optimizer.schedule.decay=cosine", 'decay = "cosine" needs decay_steps'),
         ('optimizer.sparse={"name"="adagrad",weight_decay=0.1}', "FBGEMM has no L2 penalty for adagrad"),

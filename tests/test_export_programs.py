@@ -122,6 +122,7 @@ def test_a_query_tower_gives_the_vectors_that_recommendations_come_from(distrec:
     assert [item["item"] for item in told] == [f"item-{i}" for i in np.argsort(-scores) if i not in (3, 7)]
     again = distrec("recall", run, "--history", "item-3,item-7,item-3", "-k", "1").out
     assert "for item-3, item-7, item-3; 2 items seen before are left out" in again
+    assert "for item-3; 1 item seen before is left out" in distrec("recall", run, "--history", "item-3").out
     assert "item 'item-99' is not in the catalogue" in distrec("recall", run, "--history", "item-99").err
 
 

@@ -17,6 +17,7 @@ from command import Command
 from ranks import Outcome, run_ranks
 
 from distrec.models.two_tower import TwoTower
+from distrec.recall import command
 from distrec.seal import seal
 
 KS = (5, 10)
@@ -170,7 +171,9 @@ def run(served: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_index_and_recall_answer_in_the_users_words(distrec: Command, served: tuple[Path, dict[str, Any]], run: Path) -> None:
+def test_index_and_recall_answer_in_the_users_words(
+    distrec: Command, served: tuple[Path, dict[str, Any]], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = distrec("index", run, "--factory", "IVFx,Flat", "--recall", "1")
     assert built.code == 0, built.err
     assert "`IVF1,Flat` with `nprobe=1`, 40 vectors of 8" in built.out
@@ -185,6 +188,9 @@ def test_index_and_recall_answer_in_the_users_words(distrec: Command, served: tu
     assert [item["title"] for item in told["items"]] == [f"Item {i}" for i in expected]
     assert told["items"][0]["score"] == pytest.approx(items[expected[0]] @ users[7], abs=1e-5)
     shown = distrec("recall", run, "--query", "7", "--query", "8", "-k", "2").out
+    assert len(json.loads(distrec("recall", run, "--query", "7", "--json").out)["items"]) == 10
+    monkeypatch.setattr(command, "SHOWN", 50)  # more than there are
+    assert len(json.loads(distrec("recall", run, "--query", "7", "--json").out)["items"]) == 38
     assert "for 7 (data.valid); 2 items seen before are left out" in shown
     assert f"Item {expected[0]}" in shown
 

@@ -17,6 +17,7 @@ from distrec.config.words import (
     Fraction,
     Name,
     NonNegativeFloat,
+    Number,
     Paths,
     PositiveFloat,
     PositiveInt,
@@ -83,12 +84,12 @@ class DenseFeature(Section):
 
     name: Name = Field(description="what the feature is called everywhere else")
     column: str | None = Field(default=None, description="Parquet column; default: the name")
-    null: float | Literal["error"] = Field(default="error", description="value for nulls and NaN; `error` refuses them")
+    null: Number | Literal["error"] = Field(default="error", description="value for nulls and NaN; `error` refuses them")
     transform: Literal["none", "log1p", "signed_log1p"] = Field(
         default="none",
         description="log1p: ln(1 + max(x, 0)); signed_log1p: sign(x) ln(1 + |x|); applied before shift and scale",
     )
-    shift: float = Field(default=0.0, description="subtracted after the transform")
+    shift: Number = Field(default=0.0, description="subtracted after the transform")
     scale: PositiveFloat = Field(default=1.0, description="divided by after the shift")
 
 

@@ -80,12 +80,12 @@ class Catalogue:
     @cached_property
     def titles(self) -> pa.Array | None:
         """What people know the items by, (M,) strings; None where `retrieval.title` names no column."""
-        return self._words(self._retrieval.title)
+        return self._words("title")
 
     @cached_property
     def categories(self) -> pa.Array | None:
         """The items' groups, (M,) strings; None where `retrieval.category` names no column."""
-        return self._words(self._retrieval.category)
+        return self._words("category")
 
     @cached_property
     def own_ids(self) -> pa.Array:
@@ -106,10 +106,11 @@ class Catalogue:
             )
         return own
 
-    def _words(self, column: str | None) -> pa.Array | None:
+    def _words(self, key: str) -> pa.Array | None:
+        column = getattr(self._retrieval, key)
         if column is None:
             return None
-        anything = Use(column, f"retrieval: {column}", lambda kind: not pa.types.is_nested(kind), "one value an item")
+        anything = Use(column, f"retrieval.{key}", lambda kind: not pa.types.is_nested(kind), "one value an item")
         return self._read(anything).cast(pa.large_string())
 
     def _read(self, use: Use) -> pa.Array:

@@ -26,6 +26,7 @@ from distrec.recall.vectors import Export
 from distrec.trained import restored, scoring
 
 INDEX, REPORT = "index", "report"  # folders of a run
+SHOWN = 10  # items that are recommended, where the catalogue has so many
 DEPTH = 100  # items at which an index is measured, where the catalogue has so many
 
 
@@ -53,7 +54,7 @@ def recommend_items(
     index: Path | None,
     users: Sequence[str],
     history: str | None,
-    k: int,
+    k: int | None,
     as_json: bool,
 ) -> None:
     """Print recommendations for users, or for a history. Every rank must call it.
@@ -62,6 +63,7 @@ def recommend_items(
         UserError: no such user or item, an index of another model, k larger than the catalogue.
     """
     found, engine = open_index(config, ranks, run, index)
+    k = min(SHOWN, len(found.ids)) if k is None else k
     if k > len(found.ids):
         refuse(f"-k {k}, and the index has {len(found.ids):,} items: k is from 1 to that")
     questions = together(lambda: _questions(engine, users, history))
@@ -164,7 +166,8 @@ def _show(question: Question, listed: Sequence[dict[str, Any]]) -> None:
     rows = [
         [str(place), *("" if value is None else str(value) for value in item.values())] for place, item in enumerate(listed, 1)
     ]
-    hidden = f"; {len(set(question.seen.tolist()))} items seen before are left out" if len(question.seen) else ""
+    seen = len(set(question.seen.tolist()))
+    hidden = f"; {seen} item{' seen before is' if seen == 1 else 's seen before are'} left out" if seen else ""
     screen.recommended(f"for {question.said}{hidden}", columns, rows)
 
 
