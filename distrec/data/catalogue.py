@@ -98,7 +98,8 @@ class Catalogue:
         if column is None:
             return self.ids
         own = self._read(Use(column, "retrieval.own_id", is_key, "an integer or string type"))
-        if own.null_count or (distinct := len(own.unique())) < len(own):
+        distinct = len(own.unique())
+        if own.null_count or distinct < len(own):
             found = f"is null for {own.null_count:,} of" if own.null_count else f"has {distinct:,} distinct values for"
             raise UserError(
                 f"retrieval.own_id: column {column!r} {found} {len(own):,} items, and answers would not say which item is "

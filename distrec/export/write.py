@@ -80,7 +80,7 @@ def export(
 
 
 def _fill(folder: Path, run: Path, engine: Engine, precision: Precision, programs: Programs) -> dict[str, Any]:
-    """Write all files, and say what they are."""
+    """Write all files, and say what they are: tables before the engine's are rounded, vectors after that."""
     facts: dict[str, Any] = {"inputs": inputs_of(engine)}
     if programs != "none":
         facts["program"] = from_first(lambda: write_programs(folder, engine, programs))

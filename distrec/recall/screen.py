@@ -54,7 +54,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         *_untargeted(report["exact"]),
         *_model_table(report["exact"], report["ks"]),
         "",
-        *(f"Warning: {warning}.\n" for warning in report["warnings"]),
+        *(line for warning in report["warnings"] for line in (f"Warning: {warning}.", "")),
         "## How good the index is",
         "",
         _index_line(index, report["index_bytes"]),
