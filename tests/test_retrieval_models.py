@@ -174,6 +174,16 @@ def test_a_user_of_simplex_is_partly_what_they_went_for(case: str) -> None:
     np.testing.assert_allclose(built.query(given).detach().numpy(), expected, rtol=1e-9)
 
 
+def test_dropout_of_simplex_takes_numbers_out_of_a_unit_vector() -> None:
+    spec, given = PLAIN, inputs(PLAIN.query)
+    built: Any = build_retriever("simplex", {"dropout": 0.5}, spec).double()
+    whole = built.eval().query(given).detach().numpy()
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1)
+    noisy = np.concatenate([built.train().query(given).detach().numpy() / whole for _ in range(20)])
+    assert 0.2 < (noisy == 0).mean() < 0.8
+    np.testing.assert_allclose(noisy[noisy != 0], 2)  # and what is left makes up for it
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_rows_know_nothing_of_each_other(case: str) -> None:
     spec, _, _ = CASES[case]

@@ -32,7 +32,7 @@ class SimpleX(nn.Module):
         history: Literal["mean", "attention", "user_attention"] = Field(
             default="mean", description="pooling of the history; attention: by its own vectors, or by the user's"
         )
-        dropout: Fraction = Field(default=0.0, description="of the query's vector before it is normalized")
+        dropout: Fraction = Field(default=0.0, description="of the query's vector, once it is normalized: noise in every score")
         normalize: Normalize = Field(default=True, description=NORMALIZE)
 
     def __init__(self, spec: RetrieverSpec, params: Params) -> None:
@@ -53,8 +53,8 @@ class SimpleX(nn.Module):
             pooled = inputs.pooled[self.history_field]
         else:
             pooled = self.pool(inputs.sequences[self.history_field], user)
-        query = self.dropout(self.gate * user + (1 - self.gate) * self.map(pooled))
-        return unit(query) if self.normalize else query
+        query = self.gate * user + (1 - self.gate) * self.map(pooled)
+        return self.dropout(unit(query) if self.normalize else query)
 
     def item(self, inputs: Embedded) -> Tensor:
         """(M, D)."""
