@@ -20,6 +20,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from distrec.config.schema import Table
 from distrec.embeddings.cluster import Cluster
+from distrec.embeddings.proposals import hopeful_proposers
 
 SHARD_COLUMNS = 32  # of a column-wise shard, where a table is that wide: narrow shards multiply the lookups
 STATE_BYTES = 4  # FBGEMM keeps optimizer state in fp32, whatever the weights are
@@ -66,6 +67,7 @@ def planner(
                 ),
             ],
         ),
+        proposer=hopeful_proposers(topology),
         storage_reservation=FixedPercentageStorageReservation(0.0),  # `Cluster.topology` holds back what is not for tables
         stats=[],
         debug=False,
