@@ -22,7 +22,6 @@ from distrec.errors import UserError
 # A plan must not change what is learned. Row-wise Adagrad averages over a row's columns, and a column shard has only some.
 # And where any table of a collection is pooled by mean, TorchRec 1.8 gets the gradients of its grid shards wrong.
 COLUMNS_SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
-UNFUSED_ON_CPU = {"adam", "rowwise_adagrad with weight_decay"}  # what FBGEMM has no such kernel for there
 UNITS = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 
 
@@ -40,23 +39,22 @@ def allowed_types(
     chosen: dict[str, list[str]] = {}
     for name, table in tables.items():
         update = table.optimizer or optimizer
-        kind = update.name + " with weight_decay" * (update.weight_decay > 0)
         known = SEQUENCE_TYPES if name in unpooled else BAG_TYPES
-        wrong, cached = _wrong_types(kind, averaged), table.cache is not None
+        wrong, cached = _wrong_types(update, averaged), table.cache is not None
         if cached and device == "cpu":
             raise UserError(f"table {name!r}: a cache on the GPU needs one; remove tables.{name}.cache, or train on cuda")
-        able = [t for t in known if t not in wrong and _has_kernel(t, name in unpooled, kind, device, cached)]
+        able = [t for t in known if t not in wrong and _has_kernel(t, name in unpooled, update, device, cached)]
         asked = table.sharding or tuple(default)
         chosen[name] = [t for t in asked or able if t in able]
         if not chosen[name]:
-            raise UserError(_no_type(name, asked, known, wrong, able, kind, device))
+            raise UserError(_no_type(name, asked, known, wrong, able, update, device))
     return chosen
 
 
-def _wrong_types(optimizer: str, averaged: bool) -> dict[str, str]:
+def _wrong_types(optimizer: SparseOptimizer, averaged: bool) -> dict[str, str]:
     """Sharding types with which a table would learn something else, and why."""
     split = "its column shards do not see whole rows, which rowwise_adagrad averages over"
-    wrong = dict.fromkeys(COLUMNS_SPLIT, split) if optimizer.startswith("rowwise_adagrad") else {}
+    wrong = dict.fromkeys(COLUMNS_SPLIT, split) if optimizer.name == "rowwise_adagrad" else {}
     return wrong | (
         {"grid_shard": "TorchRec's gradients are wrong with it when any feature is pooled by mean"} if averaged else {}
     )
@@ -68,7 +66,7 @@ def _no_type(
     known: Sequence[str],
     wrong: Mapping[str, str],
     able: Sequence[str],
-    optimizer: str,
+    optimizer: SparseOptimizer,
     device: str,
 ) -> str:
     kind = asked[0] if asked else ""
@@ -77,19 +75,22 @@ def _no_type(
     elif asked and kind not in known:
         why = f"it serves unpooled lookups, which cannot be sharded {kind}"
     else:
-        why = f"FBGEMM has no {device} kernel for {optimizer} on it" + (f" sharded {kind}" if kind else "")
+        update = optimizer.name + " with weight_decay" * (optimizer.weight_decay > 0)
+        why = f"FBGEMM has no {device} kernel for {update} on it" + (f" sharded {kind}" if kind else "")
     others = f"use {' or '.join(able)}, or another optimizer" if able else "use another optimizer"
     return f"table {name!r}: {why}; {others}, such as adagrad ([tables.{name}.optimizer])"
 
 
-def _has_kernel(kind: str, unpooled: bool, optimizer: str, device: str, cached: bool) -> bool:
+def _has_kernel(kind: str, unpooled: bool, optimizer: SparseOptimizer, device: str, cached: bool) -> bool:
     """On CPU, FBGEMM's fused kernels have no Adam and pass over weight decay; its dense ones (replicated tables) only pool.
 
     Only fused kernels cache, on GPUs.
     """
     if device != "cpu":
         return not (cached and kind == "data_parallel")
-    return not unpooled if kind == "data_parallel" else optimizer not in UNFUSED_ON_CPU
+    if kind == "data_parallel":
+        return not unpooled
+    return optimizer.name != "adam" and not (optimizer.name == "rowwise_adagrad" and optimizer.weight_decay)
 
 
 def make_plan(
