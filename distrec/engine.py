@@ -33,6 +33,7 @@ from distrec.errors import UserError
 from distrec.evaluate import Evaluation, evaluate
 from distrec.metrics.ranking import RankingMetrics
 from distrec.metrics.steps import StepMeans
+from distrec.metrics.suspicions import diverging, out_of_proportion
 from distrec.models.inputs import InputSpec
 from distrec.optim import Optimizers
 from distrec.planner.footprint import Footprint, footprint
@@ -82,6 +83,16 @@ class Engine:
         if self.items is not None:
             return StepMeans(["accuracy"], self.ranks.device)
         return RankingMetrics(self.config.tasks, self.config.data.group is not None, self.ranks.device)
+
+    def divergence(self, counted: RankingMetrics | StepMeans, numbers: Mapping[str, float]) -> list[str]:
+        """Warnings about what was `counted` in training, and the `loss`, that no healthy run has. Every rank must call it."""
+        if isinstance(counted, RankingMetrics):
+            found = [(each.task.name, out_of_proportion(each, numbers)) for each in counted.evidence(dist.group.WORLD)]
+            return [f'task "{name}": {warning}' for name, warning in found if warning]
+        assert self.config.retrieval is not None
+        largest = 1 / min(1.0, self.config.retrieval.temperature)  # a score of vectors of length one
+        warning = diverging("the loss", numbers["loss"], largest * max(1.0, self.config.retrieval.negative_weight))
+        return [warning] if warning else []
 
     def evaluate(self, reader: Reader, run: Callable[[Reader | CatalogueReader], Iterator[Outputs]]) -> Evaluation:
         """Metrics over a reader's rows on all ranks; `run` gives what the model says of a reader's batches."""

@@ -76,6 +76,7 @@ class Record:
         self._use = self._no_use()
         self._loss = torch.zeros(2, dtype=torch.float64, device=engine.ranks.device)  # sum of losses, steps
         self._latest: dict[str, float] = {}
+        self._warned = False
 
     def open(self, start: int) -> None:
         """Write from now on, after the `start` steps that a run before this one has told of."""
@@ -113,8 +114,9 @@ class Record:
         dist.all_reduce(total)
         if total[1] == 0:
             return
-        numbers = {f"train/{name}": value for name, value in self._metrics.compute(dist.group.WORLD).items()}
-        numbers["train/loss"] = float(total[0] / total[1])
+        learned = self._metrics.compute(dist.group.WORLD) | {"loss": float(total[0] / total[1])}
+        self._warn_once(self._engine.divergence(self._metrics, learned))
+        numbers = {f"train/{name}": value for name, value in learned.items()}
         numbers |= self._rates() | self.throughput.interval() | dict(facts)
         self._metrics.reset()
         self._loss.zero_()
@@ -151,6 +153,14 @@ class Record:
 
     def _rates(self) -> dict[str, float]:
         return {f"train/lr_{name}": rate for name, rate in self._engine.optimizers.learning_rates().items()}
+
+    def _warn_once(self, warnings: Sequence[str]) -> None:
+        """Say the first that there are, here and on TensorBoard's page TEXT."""
+        if warnings and not self._warned:
+            self._warned = True
+            said = [f"warning: at step {self._engine.optimizers.steps}, {warning}" for warning in warnings]
+            self._say(*said)
+            self.writer.text("warnings", "\n\n".join(said))
 
     def _no_use(self) -> TableUse:
         return TableUse(*self._engine.features_of_tables(), device=self._engine.ranks.device)

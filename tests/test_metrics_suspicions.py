@@ -8,7 +8,7 @@ import torch
 
 from distrec.config.schema import Task
 from distrec.metrics.ranking import RankingMetrics
-from distrec.metrics.suspicions import Evidence, auc_standard_error, idle_features, suspicions
+from distrec.metrics.suspicions import Evidence, auc_standard_error, idle_features, out_of_proportion, suspicions
 
 HEALTHY = Evidence(Task(), "", rows=10**6, positives=10**5, nan_predictions=0, labels=(0.0, 1.0), predictions=(-6.0, 1.0))
 
@@ -50,6 +50,32 @@ def test_the_task_of_several_is_found_by_its_prefix():
 
 def test_a_regression_has_no_auc_to_suspect():
     assert suspicions(replace(HEALTHY, task=Task(kind="regression")), {"rmse": 1.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "predictions", "found"),
+    [
+        ("binary", [0, 1, 1], [1e30, 3, 3], "logloss is 3.33e+29"),
+        ("binary", [0, 1, 1], [3100, 3, 3], "logloss is 1.03e+03"),
+        ("binary", [0, 1, 1], [2900, 3, 3], ""),
+        ("regression", [0, 1, 5], [1e20, 3, 3], "rmse is 5.77e+19"),
+        ("regression", [0, 1, 5], [0, 0, 9000], "rmse is 5.19e+03"),
+        ("regression", [0, 1, 5], [0, 0, 8000], ""),
+        ("regression", [0, 0, -1e8], [0, 0, 0], ""),  # heavy tails, which a model that predicts 0 has no share in
+        ("regression", [1e-6, 0, 0], [10, -30, 20], ""),  # tiny labels, before the first step
+    ],
+)
+def test_a_finite_error_out_of_all_proportion_is_told(kind, labels, predictions, found):
+    """Weights of rows change nothing."""
+    metrics = RankingMetrics([Task(name="t", kind=kind)])
+    metrics.update(torch.tensor(predictions)[:, None], torch.tensor(labels, dtype=torch.float)[:, None], torch.full((3,), 1e5))
+    [evidence] = metrics.evidence()
+    warning = out_of_proportion(evidence, metrics.compute())
+    assert warning.startswith(found)
+    assert ("lower the learning rates" in warning) == bool(found)
+    assert [text for text in suspicions(evidence, metrics.compute()) if "1,000 times" in text] == (
+        [f'task "t": {warning}'] * bool(found)
+    )
 
 
 def test_the_standard_error_is_that_of_random_scores():

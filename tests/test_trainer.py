@@ -6,18 +6,21 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from single_rank import alone, lines, make, summary
-from small_run import ROWS, write_rows
+from small_run import ROWS, values, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from distrec import dist
+from distrec.engine import Engine
 from distrec.evaluate import Evaluation, better
+from distrec.metrics.steps import StepMeans
 from distrec.metrics.usage import TableUse
 from distrec.run_folder import saved_config
 from distrec.trained import score
@@ -284,6 +287,32 @@ def test_best_is_taken_back_with_the_checkpoint_that_was_damaged(ranks: dist.Ran
     report = judged(trainer, 0.5).run()
     assert (report.best_step, trainer.checkpoints.best()) == (2, 2)
     assert steps_of(lines(tmp_path), "valid/auc") == [2, 4]
+
+
+@pytest.mark.parametrize(("scale", "warnings"), [(ROWS, 0), (1e-9, 1)])
+def test_a_huge_loss_that_is_a_number_is_told_once_with_its_step(
+    scale: float, warnings: int, ranks: dist.Ranks, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = values(rows, tmp_path)["features"] | {"dense": [{"name": "x", "scale": scale}]}
+    make(ranks, rows / "train", tmp_path / "run", train={"steps": 12, "log_every": 4}, features=features).run()
+    said = [record.getMessage() for record in caplog.records if "1,000 times" in record.getMessage()]
+    assert len(said) == warnings
+    shown = EventAccumulator(str(tmp_path / "run")).Reload().Tags()["tensors"]
+    assert ("warnings/text_summary" in shown) == bool(warnings)
+    for text in said:
+        assert text.startswith('warning: at step 4, task "label": logloss is ')
+    huge = [line["train/logloss"] > 1000 for line in lines(tmp_path / "run") if "train/logloss" in line]
+    assert sum(huge) >= 2 * warnings  # later windows too, of which the first one told
+
+
+@pytest.mark.parametrize(
+    ("loss", "temperature", "weight", "told"),
+    [(999, 1, 1, False), (1001, 1, 1, True), (1001, 0.07, 1, False), (1001, 1, 1500, False), (1e30, 0.07, 1500, True)],
+)
+def test_so_is_that_of_a_retriever(loss: float, temperature: float, weight: float, told: bool) -> None:
+    retrieval = SimpleNamespace(temperature=temperature, negative_weight=weight)
+    engine: Any = SimpleNamespace(config=SimpleNamespace(retrieval=retrieval))
+    assert bool(Engine.divergence(engine, StepMeans(["accuracy"]), {"loss": loss})) == told
 
 
 def test_a_regression(ranks: dist.Ranks, rows: Path, tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from distrec.config.schema import Task
 CHANCE_BAND = 0.005
 STANDARD_ERRORS = 3.0
 
+# A mean error so many times what guessing costs: no data and no untrained model come near it, a diverging run passes it by.
+HUGE = 1000.0
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -34,6 +37,7 @@ def suspicions(evidence: Evidence, metrics: Mapping[str, float]) -> list[str]:
         return [f"{task} got no row of positive weight: look at data.weight and at the files"]
     found = [
         _not_a_number(evidence),
+        out_of_proportion(evidence, metrics),
         _constant_label(evidence),
         _constant_prediction(evidence),
         _chance_level(evidence, metrics.get(f"{evidence.prefix}auc", math.nan)),
@@ -55,6 +59,27 @@ def auc_standard_error(positives: int, negatives: int) -> float:
     if not positives or not negatives:
         return math.inf
     return math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
+
+
+def out_of_proportion(evidence: Evidence, metrics: Mapping[str, float]) -> str:
+    """A warning about a finite error that nothing healthy has; empty otherwise, and without rows.
+
+    Both measures leave weights of rows and tasks aside. Guessing costs a log loss of less than a nat a row, if one half is
+    guessed; and a root mean squared error of at most the largest label in size, if 0 is.
+    """
+    binary = evidence.task.kind == "binary"
+    name, usual = ("logloss", 1.0) if binary else ("rmse", max(1.0, *(abs(label) for label in evidence.labels)))
+    return diverging(name, metrics.get(evidence.prefix + name, math.nan), usual)
+
+
+def diverging(name: str, error: float, usual: float) -> str:
+    """A warning about an error that is `HUGE` beside what is usual; empty otherwise."""
+    if not error > HUGE * usual:
+        return ""
+    return (
+        f"{name} is {error:.3g}, more than {HUGE:,.0f} times what a guess costs: the run diverges, or a dense feature has huge "
+        'values; lower the learning rates, or give such a feature a transform = "log1p"'
+    )
 
 
 def _not_a_number(evidence: Evidence) -> str:
