@@ -8,6 +8,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ CHUNK = 2**24
 
 
 def checksum(path: Path) -> tuple[int, int]:
-    """Bytes and crc32 of a file."""
+    """Bytes and crc32 of a file; the disk works on the next chunk while this one is summed."""
     crc, size = 0, 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(file.read, CHUNK)
+        while chunk := coming.result():
+            coming = ahead.submit(file.read, CHUNK)
             crc, size = zlib.crc32(chunk, crc), size + len(chunk)
     return size, crc
 

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ import torch
 from single_rank import alone, make
 from small_run import write_rows
 
-from distrec import checkpoint, dist
+from distrec import checkpoint, dist, seal
 from distrec.checkpoint import Checkpoints, Manifest, differences
 from distrec.errors import UserError
 
@@ -309,3 +310,26 @@ def test_what_may_change_may_change(run: tuple[Path, Path], ranks: dist.Ranks) -
     trainer = make(ranks, run[0], run[1], "newest", optimizer=optimizer, train={"steps": 8}, checkpoint={"keep": 1})
     assert trainer.run().steps == 8
     assert json.loads((run[1] / "config.json").read_text())["optimizer"]["dense"]["lr"] == 0.001
+
+
+@pytest.mark.parametrize("world", [1, 3, 12, 20])
+def test_each_file_is_checked_by_one_rank_its_writer_where_there_is_one(
+    world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = dict.fromkeys([".metadata", *(f"__{rank}_0.distcp" for rank in range(12))], (1, 1))
+    checked: list[tuple[int, str]] = []
+    for rank in range(world):
+        monkeypatch.setattr(checkpoint, "checksum", lambda path, rank=rank: checked.append((rank, path.name)) or (1, 1))
+        ranks: Any = SimpleNamespace(rank=rank, world=world)
+        Checkpoints(tmp_path, 1, ranks)._verify(tmp_path, manifest(1, files=files))
+    assert sorted(name for _, name in checked) == sorted(files)
+    if world >= 12:
+        assert {(rank, f"__{rank}_0.distcp") for rank in range(12)} <= set(checked)
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 7, 8, 14, 100])
+def test_a_checksum_is_of_all_bytes(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seal, "CHUNK", 7)
+    content = os.urandom(size)
+    (tmp_path / "file").write_bytes(content)
+    assert seal.checksum(tmp_path / "file") == (size, zlib.crc32(content))
