@@ -84,10 +84,14 @@ def unloadable(error: Exception) -> str | None:
 
 
 def _leave(code: int) -> None:
-    """Exit now: a process group that lost a rank can hang in its destructors for as long as a timeout lasts."""
+    """Exit; a rank does so at once, for everything is written and only C++ is left to end.
+
+    A process group that lost a rank can hang in its destructors for as long as a timeout lasts. One that lost none may have a
+    thread left that frees a tensor while the interpreter goes down, which aborts the process.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and "RANK" in os.environ:
+    if "RANK" in os.environ:
         os._exit(code)
     sys.exit(code)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -67,3 +70,36 @@ def test_close_ends_a_thread_that_waits_for_room_and_closes_its_source():
     assert time.perf_counter() - began < 1
     assert closed == [True]
     assert "prefetch-under-test" not in {t.name for t in threading.enumerate()}
+
+
+def test_one_that_is_never_closed_does_not_abort_the_program():
+    """A thread that PyTorch's C++ returns to an interpreter that has ended calls std::terminate, every time."""
+    program = """
+import torch
+from distrec.data.prefetch import Prefetch
+x = torch.rand(300, 300)
+ahead = Prefetch((x.mm(x) for _ in iter(int, 1)), 10**9, "t")
+next(ahead)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_rank_that_is_done_does_not_wait_for_what_still_runs(code):
+    program = f"""
+import os
+import subprocess
+import sys
+import threading
+import torch
+from distrec.__main__ import _leave
+x = torch.rand(300, 300)
+threading.Thread(target=lambda: [x.mm(x) for _ in iter(int, 1)], daemon=True).start()
+print("done")
+_leave({code})
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"RANK": "0"}
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "done\n", "")

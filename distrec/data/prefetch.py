@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class Prefetch(Iterator[Item], Generic[Item]):
     """The items of `source`, of which up to `depth` are made before they are asked for.
 
     An error in `source` is raised where its item would have stood, after every item before it. `close` stops the thread,
-    closes `source`, and returns when both are done; it is called by itself at the end of the items.
+    closes `source`, and returns when both are done; it is called by itself at the end of the items, and at that of the
+    program: a thread that comes back from C++ to an interpreter that is no more aborts the process.
     """
 
     def __init__(self, source: Generator[Item, None, None], depth: int, name: str):
@@ -30,6 +32,7 @@ class Prefetch(Iterator[Item], Generic[Item]):
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
     def __next__(self) -> Item:
         if self._closed:
@@ -48,6 +51,7 @@ class Prefetch(Iterator[Item], Generic[Item]):
         self._closed = True
         self._slots.release()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _run(self) -> None:
         try:
