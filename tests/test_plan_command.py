@@ -149,6 +149,22 @@ def test_a_saved_plan_is_planned_with_again(distrec: Command, small: Path, tmp_p
     assert found["tables"]["user"]["sharding"] == "table_wise"
 
 
+def test_a_saved_plan_is_refused_where_it_does_not_fit(distrec: Command, small: Path, tmp_path: Path) -> None:
+    """Whole tables of 244 and 122 MB and their state, 4 bytes a row, on two ranks; of 280 MB, 238 are for use."""
+    path = tmp_path / "plan.json"
+    words = [f"tables.{name}.sharding=table_wise" for name in ("user", "item")]
+    assert distrec("plan", small, "--gpus", 2, "--save", path, *words).code == 0
+    assert distrec("plan", small, "--gpus", 2, "--hbm", "320MB", f"embedding.plan={path}").code == 0
+    ended = distrec("plan", small, "--gpus", 2, "--hbm", "280MB", f"embedding.plan={path}")
+    assert ended.code == 2
+    assert re.search(r"does not fit: rank \d needs 24\d\.\d MB for tables, and of 280\.0 MB there are 23\d\.\d MB", ended.err)
+
+
+def test_json_of_two_holds_both(distrec: Command, small: Path) -> None:
+    found = json.loads(distrec("plan", small, "--gpus", 2, "--compare", "2x4", "--json").out)
+    assert (found["cluster"], found["compared_with"]["cluster"]) == ("1x2 cuda ranks of 80.0 GB", "2x4 cuda ranks of 80.0 GB")
+
+
 # -- what it refuses -------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +177,8 @@ def test_a_saved_plan_is_planned_with_again(distrec: Command, small: Path, tmp_p
         (["--compare", "nowhere.toml"], "no config file at nowhere.toml"),
         (["--compare", "1x1", "--hbm", "300MB"], "--compare 1x1: the tables do not fit"),
         (["--png", "plan.docx"], "the picture cannot be written to plan.docx"),
+        (["--png", "folder"], "the picture cannot be written to folder: name it .png, .svg or .pdf"),
+        (["--hbm", "1KB"], "smaller dense part: more ranks do not help."),
         (["--save", "no/where.json"], "the plan cannot be written to no/where.json"),
         (["embedding.plan=none.json"], "embedding.plan = 'none.json' cannot be read"),
         (["tables.user.cache=0.1", "--device", "cpu"], "table 'user': a cache on the GPU needs one"),

@@ -137,7 +137,7 @@ class DoesNotFit(UserError):
     """The tables are larger than the ranks' memory."""
 
     def __init__(self, tables: Mapping[str, Table], cluster: Cluster, shortage: Shortage):
-        self.shortage = shortage
+        self.cluster, self.shortage = cluster, shortage
         super().__init__(_does_not_fit(tables, cluster, shortage))
 
 
@@ -222,6 +222,14 @@ def _does_not_fit(tables: Mapping[str, Table], cluster: Cluster, shortage: Short
         f"the tables do not fit: weights of {human_bytes(total)}, optimizer state and lookups besides, "
         f"on {cluster.world} rank{'s' if cluster.world > 1 else ''} with {human_bytes(cluster.memory)} each"
         f"{_taken(cluster)}. {_short(shortage, cluster)} The largest: {sizes}. "
+        f"{_advice(cluster)}"
+    )
+
+
+def _advice(cluster: Cluster) -> str:
+    if cluster.for_tables <= 0:
+        return "Use ranks with more memory, a smaller data.batch_size or a smaller dense part: more ranks do not help."
+    return (
         'Use more ranks, fewer rows (ids = "hash"), a smaller dim, or a larger embedding.memory; '
         "`distrec plan CONFIG` tries such ways out."
     )

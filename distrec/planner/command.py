@@ -75,7 +75,8 @@ def answer(
 
         draw(planned, png)
     if as_json:
-        print(to_json(summary(planned), indent=2))
+        other = {} if compare is None else {"compared_with": summary(_other(config, question, overrides, compare))}
+        print(to_json(summary(planned) | other, indent=2))
         return
     screen.show(planned)
     if compare is not None:
@@ -87,6 +88,8 @@ def _fitting(config: Config, question: Question, command: str) -> Planned:
     try:
         return make(config, machines)
     except DoesNotFit as error:
+        if error.cluster.for_tables <= 0:  # no change of the tables leads out
+            raise
         raise UserError(f"{error}\n{screen.ways(find_ways_out(config, machines, error), command)}") from None
 
 

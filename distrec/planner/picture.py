@@ -45,6 +45,8 @@ def draw(planned: Planned, path: Path) -> None:
     Raises:
         UserError: the file cannot be written, or has another ending.
     """
+    if not path.suffix:  # matplotlib would add one, and write another file than the one that was named
+        raise UserError(f"the picture cannot be written to {path}: name it .png, .svg or .pdf")
     figure, (memory, time) = pyplot.subplots(2, 1, figsize=(11, 7.5), sharex=True, layout="constrained")
     try:
         figure.suptitle(planned.title, fontsize=13, x=0.01, ha="left")

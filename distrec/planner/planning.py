@@ -19,6 +19,7 @@ from distrec.embeddings import plan_file, shard
 from distrec.embeddings.cluster import Bandwidths, Cluster, share_out
 from distrec.embeddings.estimate import Bytes, Estimate, Milliseconds, estimate, imbalance
 from distrec.engine import AnyTask, dense_footprint, make_task, plan_for, refuse_on, sharders_for, step_rows
+from distrec.errors import UserError
 from distrec.planner.footprint import Footprint
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def make(config: Config, machines: Machines, beside: Footprint | None = None) ->
     cluster = _cluster(config, machines, beside.reserved)
     plan = plan_for(task, config, features, cluster)
     found = _estimate(task, plan, config, features, cluster)
+    if config.embedding.plan is not None:  # one that was made just now fits
+        _refuse_overfull(config.embedding.plan, found, cluster)
     return Planned(config, machines, cluster, plan, found, beside, time.perf_counter() - began)
 
 
@@ -142,6 +145,17 @@ def _cluster(config: Config, machines: Machines, dense: int) -> Cluster:
 def _estimate(task: AnyTask, plan: ShardingPlan, config: Config, features: Layout, cluster: Cluster) -> Estimate:
     using, pooling = sharders_for(config, cluster.device), plans.pooling_factors(features)
     return estimate(task, plan, config.tables, cluster, step_rows(config), pooling, using)
+
+
+def _refuse_overfull(path: str, found: Estimate, cluster: Cluster) -> None:
+    fullest = max(range(cluster.world), key=lambda rank: found.bytes[rank].device)
+    needed = found.bytes[fullest].device
+    if needed > cluster.for_tables:
+        raise UserError(
+            f"embedding.plan = {path!r} does not fit: rank {fullest} needs {plans.human_bytes(needed)} for tables, and of "
+            f"{plans.human_bytes(cluster.memory)} there are {plans.human_bytes(max(0, cluster.for_tables))} for them; "
+            "make a plan for this memory, or remove the key"
+        )
 
 
 def summary(planned: Planned) -> dict[str, Any]:
