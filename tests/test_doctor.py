@@ -331,3 +331,4 @@ def test_a_folder_that_cannot_be_written_is_a_fault(tmp_path):
     for folder in (tmp_path / "absent", tmp_path / "file"):
         [found] = machine.disk(folder)
         assert (found.state, str(folder) in found.found, "--folder" in found.fix) == ("fault", True, True)
+        assert ("mkdir" in found.fix) == (folder.name == "absent")  # no command makes a folder of a file

@@ -87,3 +87,5 @@ def test_ranks_that_do_not_end_are_ended(tmp_path, monkeypatch):
 def test_a_gpu_a_rank_is_needed_for_cuda():
     found = self_test(2, "cuda", gpus=1)
     assert (found.state, found.found) == ("fault", "needs 2 GPUs, and torch sees 1")
+    found = self_test(1, "cuda", gpus=0)
+    assert (found.name, found.found) == ("all-to-all, 1 rank", "needs 1 GPU, and torch sees 0")

@@ -99,7 +99,9 @@ def disk(folder: Path, sample: int = SAMPLE) -> Iterator[Finding]:
         written, read = _speed(folder, sample)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        fix = f"mkdir -p {shlex.quote(str(folder))} && chmod u+rwx {shlex.quote(str(folder))}, or name another with --folder"
+        place = shlex.quote(str(folder))
+        able = "" if folder.is_file() else f"mkdir -p {place} && chmod u+rwx {place}, or "
+        fix = f"{able}name another with --folder"
         yield Finding("disk", "fault", f"{folder} cannot be written: {error.strerror}", fix)
         return
     said = f"writes {written / 1e6:,.0f} MB/s, reads {read / 1e6:,.0f} MB/s, {_size(free)} free in {folder}"

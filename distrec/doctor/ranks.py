@@ -32,9 +32,11 @@ def self_test(ranks: int, device: Device = "auto", gpus: int = 0, timeout_s: int
         gpus: how many torch can use.
         timeout_s: for joining and for the exchange.
     """
-    name = f"all-to-all, {ranks} ranks"
+    name = f"all-to-all, {ranks} rank{'s' if ranks > 1 else ''}"
     if device == "cuda" and gpus < ranks:
-        return Finding(name, "fault", f"needs {ranks} GPUs, and torch sees {gpus}", "distrec doctor --device cpu")
+        return Finding(
+            name, "fault", f"needs {ranks} GPU{'s' if ranks > 1 else ''}, and torch sees {gpus}", "distrec doctor --device cpu"
+        )
     chosen = "cuda" if device == "cuda" or (device == "auto" and gpus >= ranks) else "cpu"
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="distrec-doctor-") as folder:
