@@ -195,9 +195,13 @@ def plan(
     """Lay a model out on a cluster that need not be there."""
     from distrec import log
     from distrec.config.load import load
+    from distrec.errors import UserError
     from distrec.planner.command import Question, answer
 
     log.quiet_dependencies()
+    source = context.get_parameter_source("hbm")
+    if device == "cpu" and source is not None and source.name != "DEFAULT":
+        raise UserError("--hbm is the memory of a GPU; with --device cpu, --host says how much memory a rank may use")
     run = load(config, overrides or [])
     question = Question(nodes, gpus, device, hbm, host, intra, inter, hbm_bandwidth)
     typed = shlex.join(["distrec", *context.find_root().obj])

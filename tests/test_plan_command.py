@@ -173,6 +173,7 @@ def test_json_of_two_holds_both(distrec: Command, small: Path) -> None:
     [
         (["--hbm", "lots"], "--hbm lots is no size; write it as 80GB"),
         (["--inter", "5"], "--inter 5 is no size"),
+        (["--device", "cpu", "--hbm", "64GB"], "with --device cpu, --host says"),
         (["--intra", "0GB/s"], "--intra 0GB/s is nothing"),
         (["--compare", "nowhere.toml"], "no config file at nowhere.toml"),
         (["--compare", "1x1", "--hbm", "300MB"], "--compare 1x1: the tables do not fit"),
