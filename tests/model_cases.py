@@ -1,5 +1,7 @@
 """Shapes, parameters and random inputs that the tests of models share."""
 
+from dataclasses import replace
+
 import torch
 
 from distrec.models import build
@@ -19,10 +21,18 @@ CASES = {
     "dlrm-dot": ("dlrm", {"bottom_mlp": [6, 4], "top_mlp": [7, 5]}),
     "dlrm-dcn": ("dlrm", {"interaction": "dcn", "bottom_mlp": [6], "top_mlp": [7], "cross_layers": 2}),
     "dlrm-dcn-low-rank": ("dlrm", {"interaction": "dcn", "bottom_mlp": [5], "top_mlp": [7], "cross_rank": 3}),
+    "dcn": ("dcn", {"mlp": [7, 5], "cross_layers": 2}),
+    "dcn-parallel-low-rank": ("dcn", {"mlp": [7], "structure": "parallel", "cross_layers": 2, "cross_rank": 3}),
+    "dcn-experts": ("dcn", {"mlp": [7], "structure": "parallel", "cross_layers": 2, "cross_rank": 3, "experts": 2}),
     "deepfm": ("deepfm", {"mlp": [7, 5]}),
     "din": ("din", {**PAIRS, "attention_mlp": [6, 5], "top_mlp": [7]}),
     "din-softmax": ("din", {**PAIRS, "softmax": True, "attention_activation": "sigmoid", "top_activation": "relu"}),
+    "mmoe": ("mmoe", {"experts": 3, "expert_mlp": [7, 5], "tower_mlp": [4]}),
+    "mmoe-extraction": ("mmoe", {"experts": 2, "task_experts": 2, "expert_mlp": [6], "tower_mlp": []}),
+    "wide-deep": ("wide_deep", {"mlp": [7, 5]}),
+    "wide-deep-parts": ("wide_deep", {"mlp": [7], "wide_only": ["genre", "searches"], "deep_only": ["user", "item_history"]}),
 }
+LEAST_TASKS = {"mmoe": 2}
 
 
 def jagged(lengths: list[int], dim: int, generator: torch.Generator) -> Jagged:
@@ -42,10 +52,15 @@ def random_inputs(spec: InputSpec = SPEC, lengths: list[int] = LENGTHS, seed: in
     )
 
 
+def fitting(name: str, spec: InputSpec = SPEC) -> InputSpec:
+    """`spec`, with as many tasks as the model needs."""
+    return replace(spec, num_tasks=max(spec.num_tasks, LEAST_TASKS.get(name, 1)))
+
+
 def random_model(case: str, spec: InputSpec = SPEC, seed: int = 1) -> torch.nn.Module:
     """A model in double precision with no parameter and no running statistic left at its initial value."""
     name, params = CASES[case]
-    model = build(name, params, spec).double()
+    model = build(name, params, fitting(name, spec)).double()
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

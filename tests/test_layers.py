@@ -129,6 +129,13 @@ def test_cross_net_rank_bounds_the_parameters():
 
     assert count(CrossNet(20, layers=3)) == 3 * (20 * 20 + 20)
     assert count(CrossNet(20, layers=3, rank=2)) == 3 * (2 * 20 * 2 + 20)
+    gate, inner, bias = 20 * 4, 4 * 2 * 2, 20
+    assert count(CrossNet(20, layers=3, rank=2, experts=4)) == 3 * (4 * (2 * 20 * 2) + gate + inner + bias)
+
+
+def test_experts_of_a_cross_layer_need_a_rank():
+    with pytest.raises(ValueError, match="rank"):
+        CrossNet(20, layers=3, experts=4)
 
 
 def test_factorization_machine_is_the_sum_over_all_pairs():

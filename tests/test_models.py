@@ -4,7 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from model_cases import ALIGNED, CASES, LENGTHS, PAIRS, SPEC, positions, random_inputs, random_model, take_rows
+from model_cases import (
+    ALIGNED,
+    CASES,
+    LEAST_TASKS,
+    LENGTHS,
+    PAIRS,
+    SPEC,
+    fitting,
+    positions,
+    random_inputs,
+    random_model,
+    take_rows,
+)
 from torch import nn
 
 from distrec.errors import UserError
@@ -22,14 +34,16 @@ def test_cases_cover_every_model():
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_logits_have_one_column_a_task(case, tasks):
     model = random_model(case, replace(SPEC, num_tasks=tasks))
-    assert model(random_inputs()).shape == (len(LENGTHS), tasks)
+    least = LEAST_TASKS.get(CASES[case][0], 1)
+    assert model(random_inputs()).shape == (len(LENGTHS), max(tasks, least))
 
 
 @every_case
 def test_defaults_stand_in_params_alone(case):
     name, _ = CASES[case]
     required = PAIRS if name == "din" else {"bottom_mlp": [4]} if name == "dlrm" else {}
-    assert build(name, required, SPEC).double()(random_inputs()).shape == (len(LENGTHS), 1)
+    spec = fitting(name)
+    assert build(name, required, spec).double()(random_inputs()).shape == (len(LENGTHS), spec.num_tasks)
 
 
 @every_case
@@ -51,7 +65,7 @@ def test_gradient_reaches_every_parameter_and_every_input(case, extra):
 @every_case
 def test_dropout_and_batch_norm_act_in_training_and_rest_in_evaluation(case):
     name, params = CASES[case]
-    model, inputs = build(name, params | {"dropout": 0.5, "batch_norm": True}, SPEC).double(), random_inputs()
+    model, inputs = build(name, params | {"dropout": 0.5, "batch_norm": True}, fitting(name)).double(), random_inputs()
     assert any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
     assert not torch.equal(model(inputs), model(inputs))
     model.eval()
@@ -73,7 +87,7 @@ def test_a_history_changes_its_own_row_and_no_other(case, name):
     before = model(inputs)
     for i in positions(inputs.sequences[name], 3):
         inputs.sequences[name].values[i] += 1.0
-    changed = (model(inputs) - before).abs().flatten() > 1e-9
+    changed = (model(inputs) - before).abs().amax(1) > 1e-9
     assert changed.nonzero().flatten().tolist() == [3]
 
 
@@ -142,7 +156,7 @@ class Flat(nn.Module):
         return self.model(Embedded(dense, pooled, {n: Jagged(v, offsets[n]) for n, v in values.items()}))
 
 
-@pytest.mark.parametrize("case", ["dlrm-dot", "din", "din-softmax"])
+@pytest.mark.parametrize("case", CASES)
 def test_exported_graph_takes_batches_of_other_shapes(case):
     model = random_model(case).eval()
 
@@ -236,10 +250,44 @@ def test_bottom_mlp_must_end_in_the_embedding_dim(bottom, found):
         ("dlrm", {"bottom_mlp": [4]}, InputSpec(2, {}, {}), "name at least one in features.sparse"),
         ("dlrm", {"interaction": "dcn"}, InputSpec(0, {}, {}), "no features"),
         ("deepfm", {}, InputSpec(2, {}, {}), "name at least one in features.sparse"),
+        ("dcn", {}, InputSpec(0, {}, {}), "no features"),
+        ("mmoe", {}, InputSpec(0, {}, {}, num_tasks=2), "no features"),
+        ("wide_deep", {}, InputSpec(0, {}, {}), "the wide part of model wide_deep has no features"),
+        ("wide_deep", {"wide_only": ["item"]}, InputSpec(0, {"item": 4}, {}), "the deep part of model wide_deep"),
     ],
 )
 def test_too_few_features(name, params, spec, words):
     assert words in error_of(name, params, spec)
+
+
+@pytest.mark.parametrize("name", ["dcn", "mmoe", "wide_deep"])
+def test_numbers_alone_are_features_enough(name):
+    spec = fitting(name, InputSpec(2, {}, {}))
+    assert build(name, {}, spec)(Embedded(torch.ones(3, 2))).shape == (3, spec.num_tasks)
+
+
+@pytest.mark.parametrize("params", [{}, {"task_experts": 2}])
+def test_mmoe_refuses_a_single_task(params):
+    message = error_of("mmoe", params, replace(SPEC, num_tasks=1))
+    assert "there is 1" in message
+    assert "at least two [[tasks]]" in message
+
+
+def test_dcn_needs_a_rank_for_experts():
+    assert "model.params.experts = 4 of dcn are of low rank: set model.params.cross_rank" in error_of("dcn", {"experts": 4})
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"wide_only": ["genr"]}, "model.params.wide_only names 'genr', which is no feature"),
+        ({"wide_only": ["genr"]}, "did you mean 'genre'"),
+        ({"deep_only": ["clicks"]}, "model.params.deep_only names 'clicks'"),
+        ({"wide_only": ["user", "item"], "deep_only": ["item"]}, "both name 'item'"),
+    ],
+)
+def test_wide_deep_names_the_feature_that_does_not_fit(params, words):
+    assert words in error_of("wide_deep", params)
 
 
 @pytest.mark.parametrize(

@@ -35,19 +35,23 @@ class Ranker(nn.Module):
 
 
 def held_out_auc(ranker, embed, train, test, steps, lr=0.02, batch=512):
-    """Train on random batches of `train` = (ids, labels); AUC on `test`."""
+    """Train on random batches of `train` = (ids, labels); AUC on `test`, of several tasks the lowest."""
     optimizer = torch.optim.Adam(ranker.parameters(), lr=lr)
     (ids, labels), generator = train, torch.Generator().manual_seed(0)
+    tasks = labels[0].numel()
     for _ in range(steps):
         rows = torch.randint(len(labels), (batch,), generator=generator)
         logits = ranker.model(embed(ranker.tables, ids[rows]))
-        loss, _ = ranking_loss(logits, labels[rows, None], torch.ones(batch), torch.tensor(batch), ["binary"], [1.0])
+        loss, _ = ranking_loss(
+            logits, labels[rows].view(batch, -1), torch.ones(batch), torch.tensor(batch), ["binary"] * tasks, [1.0] * tasks
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     ranker.eval()
     with torch.no_grad():
-        return roc_auc_score(test[1], ranker.model(embed(ranker.tables, test[0])))
+        logits, labels = ranker.model(embed(ranker.tables, test[0])), test[1].view(-1, tasks)
+        return min(roc_auc_score(labels[:, task], logits[:, task]) for task in range(tasks))
 
 
 # The label is the sign of the inner product of two hidden vectors: no sum of one-id effects can tell it.
@@ -86,6 +90,10 @@ def without_cross(model):
     model.interaction.cross = nn.Identity()
 
 
+def without_cross_network(model):
+    model.cross = nn.Identity()
+
+
 def without_dots(model):
     model.interaction.pairs = Zero(model.interaction.pairs.out_width)
 
@@ -97,8 +105,11 @@ def without_dots(model):
         ("dlrm", {"interaction": "dcn", "top_mlp": [], "cross_layers": 1}, without_cross),
         ("dlrm", {"interaction": "dcn", "top_mlp": [], "cross_layers": 1, "cross_rank": 6}, without_cross),
         ("dlrm", {"top_mlp": []}, without_dots),
+        ("dcn", {"mlp": [], "cross_layers": 1}, without_cross_network),
+        ("dcn", {"mlp": [], "cross_layers": 1, "cross_rank": 6, "structure": "parallel"}, without_cross_network),
+        ("dcn", {"mlp": [], "cross_layers": 1, "cross_rank": 6, "experts": 2}, without_cross_network),
     ],
-    ids=["deepfm", "dcn", "dcn-low-rank", "dot"],
+    ids=["deepfm", "dlrm-dcn", "dlrm-dcn-low-rank", "dot", "dcn", "dcn-parallel-low-rank", "dcn-experts"],
 )
 def test_interaction_is_learned_and_needed(name, params, ablate):
     train, test = inner_product_data()
@@ -159,3 +170,103 @@ def test_attention_is_learned_and_needed(softmax):
         auc[whole] = held_out_auc(Ranker(model, {"item": ITEMS}), embed_history, train, test, steps=200)
     assert auc[True] > 0.95
     assert auc[True] > auc[False] + 0.1
+
+
+# Two tasks that have nothing to do with each other, of which experts one number wide can serve only one at a time:
+# whatever the towers make of one number that both get, they rank the rows alike or the other way round.
+
+
+def conflicting_data(rows=6000, width=8):
+    rng = np.random.default_rng(11)
+    x, (w, v) = rng.normal(size=(rows, width)), np.linalg.qr(rng.normal(size=(width, 2)))[0].T
+    labels = torch.from_numpy((np.stack([x @ w, x @ v], axis=1) > 0).astype(np.float32))
+    x = torch.from_numpy(x.astype(np.float32))
+    return (x[:5000], labels[:5000]), (x[5000:], labels[5000:])
+
+
+def embed_numbers(tables, x):
+    return Embedded(x)
+
+
+def lower_auc(ablate, **params):
+    torch.manual_seed(0)
+    model = build("mmoe", {"expert_mlp": [16, 1], "tower_mlp": [4], **params}, InputSpec(8, {}, {}, num_tasks=2))
+    ablate(model)
+    train, test = conflicting_data()
+    return held_out_auc(Ranker(model, {}), embed_numbers, train, test, steps=200)
+
+
+class Even(nn.Module):
+    """Stands in for a gate: every expert counts the same, as in a shared bottom."""
+
+    def __init__(self, experts):
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x):
+        return x.new_zeros(len(x), self.experts)
+
+
+def without_gates(model):
+    model.gates = nn.ModuleList(Even(gate.out_features) for gate in model.gates)
+
+
+def with_one_gate(model):
+    model.gates = nn.ModuleList([model.gates[0]] * 2)
+
+
+def without_experts_of_its_own(model):
+    without_gates(model)
+    model.task_experts = nn.ModuleList([model.task_experts[0]] * 2)
+
+
+@pytest.mark.parametrize("ablate", [without_gates, with_one_gate])
+def test_a_gate_a_task_is_learned_and_needed_where_tasks_conflict(ablate):
+    assert lower_auc(lambda model: None, experts=6) > 0.95
+    assert lower_auc(ablate, experts=6) < 0.9
+
+
+def test_experts_of_one_task_alone_serve_it_where_tasks_conflict():
+    assert lower_auc(without_gates, experts=2, task_experts=2) > 0.95
+    assert lower_auc(without_experts_of_its_own, experts=2, task_experts=2) < 0.85
+
+
+# The label adds up the inner product of two hidden vectors, a rule that an MLP learns, and an effect of its own for each
+# cross of two other ids, which can only be learned by heart: the wide part gets the cross as a column.
+
+
+def rule_and_exceptions(rows=8000, users=30, items=30, crosses=100):
+    rng = np.random.default_rng(7)
+    u, v, effects = rng.normal(size=(users, 2)), rng.normal(size=(items, 2)), rng.normal(size=crosses)
+    ids = rng.integers(0, [users, items, crosses], size=(rows, 3))
+    logit = np.einsum("nd,nd->n", u[ids[:, 0]], v[ids[:, 1]]) + 0.9 * effects[ids[:, 2]]
+    ids, labels = torch.from_numpy(ids), torch.from_numpy((logit > 0).astype(np.float32))
+    return (ids[:6000], labels[:6000]), (ids[6000:], labels[6000:])
+
+
+def embed_crossed(tables, ids):
+    names = ("user", "item", "country_x_genre")
+    return Embedded(torch.empty(len(ids), 0), {name: tables[name](ids[:, i]) for i, name in enumerate(names)})
+
+
+def without_wide(model):
+    model.wide = Zero(1)
+
+
+def without_deep(model):
+    model.mlp_head = Zero(1)
+
+
+def test_the_wide_part_and_the_deep_part_are_both_learned_and_needed():
+    train, test = rule_and_exceptions()
+    auc = {}
+    for ablate in (None, without_wide, without_deep):
+        torch.manual_seed(0)
+        spec = InputSpec(0, {"user": DIM, "item": DIM, "country_x_genre": DIM}, {})
+        model = build("wide_deep", {"mlp": [32, 16], "wide_only": ["country_x_genre"]}, spec)
+        if ablate:
+            ablate(model)
+        tables = {"user": 30, "item": 30, "country_x_genre": 100}
+        auc[ablate] = held_out_auc(Ranker(model, tables), embed_crossed, train, test, steps=200)
+    assert auc[None] > 0.95
+    assert max(auc[without_wide], auc[without_deep]) < 0.9

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from model_cases import PAIRS, SPEC, positions, random_inputs, random_model
+from model_cases import CASES, PAIRS, SPEC, fitting, positions, random_inputs, random_model
 
 from distrec.models.inputs import InputSpec
 
@@ -71,6 +71,76 @@ def dlrm_dcn(inputs, row, state):
     return linear(mlp(x, state, "top"), state, "head")
 
 
+def cross(x0, state, prefix):
+    """The cross layers, matrices of a rank written out."""
+    x, layer = x0, 0
+    while (kernel := f"{prefix}.{layer}") and any(key.startswith(f"{kernel}.") for key in state):
+        if f"{kernel}.gate.weight" in state:
+            crossed = experts_of_low_rank(x, state, kernel)
+        elif f"{kernel}.1.weight" in state:
+            crossed = state[f"{kernel}.1.weight"] @ (state[f"{kernel}.0.weight"] @ x) + state[f"{kernel}.1.bias"]
+        else:
+            crossed = linear(x, state, f"{kernel}.0")
+        x = np.array([x0[i] * crossed[i] + x[i] for i in range(len(x))])
+        layer += 1
+    assert layer == 2
+    return x
+
+
+def softmax(scores):
+    return np.exp(scores) / sum(np.exp(scores))
+
+
+def experts_of_low_rank(x, state, kernel):
+    gate = softmax(state[f"{kernel}.gate.weight"] @ x)
+    core = state[f"{kernel}.core"]
+    rank, total = core.shape[1], np.zeros(len(x))
+    for i, weight in enumerate(gate):
+        own = slice(i * rank, (i + 1) * rank)
+        v, u = state[f"{kernel}.down.weight"][own], state[f"{kernel}.up.weight"][:, own]
+        total += weight * (u @ np.tanh(core[i] @ np.tanh(v @ x)) + state[f"{kernel}.up.bias"])
+    assert len(gate) == 2
+    return total
+
+
+def dcn(inputs, row, state, parallel=False):
+    x0 = np.concatenate([inputs.dense[row].numpy(), *fields(inputs, row)])
+    crossed = cross(x0, state, "cross.kernels")
+    deep = np.concatenate([crossed, mlp(x0, state, "mlp")]) if parallel else mlp(crossed, state, "mlp")
+    return linear(deep, state, "head")
+
+
+def dcn_parallel(inputs, row, state):
+    return dcn(inputs, row, state, parallel=True)
+
+
+def mmoe(inputs, row, state, own=0):
+    x, logits = np.concatenate([inputs.dense[row].numpy(), *fields(inputs, row)]), []
+    while f"heads.{len(logits)}.weight" in state:
+        task = len(logits)
+        shared = [f"experts.{i}" for i in range(3 if not own else 2)]
+        outputs = [mlp(x, state, expert) for expert in [*shared, *(f"task_experts.{task}.{i}" for i in range(own))]]
+        gate = softmax(state[f"gates.{task}.weight"] @ x)
+        mixed = sum(g * output for g, output in zip(gate, outputs, strict=True))
+        logits += [*linear(mlp(mixed, state, f"towers.{task}"), state, f"heads.{task}")]
+    return np.array(logits)
+
+
+def mmoe_extraction(inputs, row, state):
+    return mmoe(inputs, row, state, own=2)
+
+
+def wide_deep(inputs, row, state, wide_only=(), deep_only=()):
+    dense, vectors = inputs.dense[row].numpy(), dict(zip(SPEC.pooled | SPEC.sequences, fields(inputs, row), strict=True))
+    wide = np.concatenate([dense, *(v for name, v in vectors.items() if name not in deep_only)])
+    deep = np.concatenate([dense, *(v for name, v in vectors.items() if name not in wide_only)])
+    return linear(wide, state, "wide") + linear(mlp(deep, state, "mlp"), state, "mlp_head")
+
+
+def wide_deep_parts(inputs, row, state):
+    return wide_deep(inputs, row, state, wide_only=("genre", "searches"), deep_only=("user", "item_history"))
+
+
 def deepfm(inputs, row, state):
     dense, ids = inputs.dense[row].numpy(), fields(inputs, row)
     vectors = [*ids, *(x * v for x, v in zip(dense, state.get("dense_vectors", []), strict=True))]
@@ -107,13 +177,24 @@ def din_softmax(inputs, row, state):
 
 
 REFERENCES = {
+    "dcn": dcn,
+    "dcn-parallel-low-rank": dcn_parallel,
+    "dcn-experts": dcn_parallel,
     "dlrm-dot": dlrm_dot,
     "dlrm-dcn": dlrm_dcn,
     "dlrm-dcn-low-rank": dlrm_dcn,
     "deepfm": deepfm,
     "din": din,
     "din-softmax": din_softmax,
+    "mmoe": mmoe,
+    "mmoe-extraction": mmoe_extraction,
+    "wide-deep": wide_deep,
+    "wide-deep-parts": wide_deep_parts,
 }
+
+
+def test_every_case_has_a_reference():
+    assert set(REFERENCES) == set(CASES)
 
 
 @pytest.mark.parametrize("spec", [SPEC, TWO_TASKS, NO_DENSE], ids=["one-task", "two-tasks", "no-dense"])
@@ -122,7 +203,7 @@ def test_model_computes_what_its_paper_says(case, spec):
     model, inputs = random_model(case, spec).eval(), random_inputs(spec)
     state = {k: v.numpy() for k, v in model.state_dict().items()}
     expected = np.stack([REFERENCES[case](inputs, row, state) for row in range(len(inputs.dense))])
-    assert expected.shape == (8, spec.num_tasks)
+    assert expected.shape == (8, fitting(CASES[case][0], spec).num_tasks)
     assert np.abs(expected).min() > 1e-6
     with torch.no_grad():
         np.testing.assert_allclose(model(inputs).numpy(), expected, rtol=1e-9, atol=1e-9)

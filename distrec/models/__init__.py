@@ -12,13 +12,16 @@ from torch import nn
 from distrec.config.load import nearest, validate
 from distrec.config.words import Section
 from distrec.errors import UserError
+from distrec.models.dcn import DCN
 from distrec.models.deepfm import DeepFM
 from distrec.models.din import DIN
 from distrec.models.dlrm import DLRM
 from distrec.models.dssm import DSSM
 from distrec.models.inputs import InputSpec, RetrieverSpec
+from distrec.models.mmoe import MMoE
 from distrec.models.simplex import SimpleX
 from distrec.models.two_tower import TwoTower
+from distrec.models.wide_deep import WideDeep
 from distrec.models.youtube_dnn import YoutubeDNN
 
 
@@ -55,7 +58,14 @@ class RetrieverClass(Protocol):
         ...
 
 
-MODELS: dict[str, ModelClass] = {"deepfm": DeepFM, "din": DIN, "dlrm": DLRM}
+MODELS: dict[str, ModelClass] = {
+    "dcn": DCN,
+    "deepfm": DeepFM,
+    "din": DIN,
+    "dlrm": DLRM,
+    "mmoe": MMoE,
+    "wide_deep": WideDeep,
+}
 RETRIEVERS: dict[str, RetrieverClass] = {
     "dssm": DSSM,
     "simplex": SimpleX,

@@ -96,12 +96,13 @@ class DotInteraction(nn.Module):
 class CrossNet(nn.Module):
     """Explicit feature crosses of degree up to layers + 1: x_{l+1} = x_0 * (W_l x_l + b_l) + x_l, element by element.
 
-    Wang et al., "DCN V2", WWW 2021: equation 1 with a full matrix W_l, equation 2 with W_l = U_l V_l^T of the given rank.
+    Wang et al., "DCN V2", WWW 2021: equation 1 with a full matrix W_l, equation 2 with W_l = U_l V_l^T of the given rank,
+    equations 3 and 4 with `experts` of that rank and a gate.
     """
 
-    def __init__(self, width: int, layers: int, rank: int | None = None) -> None:
+    def __init__(self, width: int, layers: int, rank: int | None = None, experts: int = 1) -> None:
         super().__init__()
-        self.kernels = nn.ModuleList(_cross_kernel(width, rank) for _ in range(layers))
+        self.kernels = nn.ModuleList(_cross_kernel(width, rank, experts) for _ in range(layers))
         self.out_width = width
 
     def forward(self, x0: Tensor) -> Tensor:
@@ -110,6 +111,30 @@ class CrossNet(nn.Module):
         for kernel in self.kernels:
             x = x0 * kernel(x) + x
         return x
+
+
+class LowRankExperts(nn.Module):
+    """What a cross layer multiplies x_0 by: sum_i G_i(x) U_i tanh(C_i tanh(V_i^T x)) + b, with G a softmax over experts.
+
+    Wang et al., "DCN V2", WWW 2021, equations 3 and 4, where b stands once, because the gate's weights add up to 1. The U_i
+    lie side by side in one matrix, as the V_i do, so that their number costs no loop.
+    """
+
+    def __init__(self, width: int, rank: int, experts: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, experts, bias=False)
+        self.down = nn.Linear(width, experts * rank, bias=False)
+        self.core = nn.Parameter(torch.empty(experts, rank, rank))
+        self.up = nn.Linear(experts * rank, width)
+        for matrix in (self.down.weight, *self.core, self.up.weight):
+            nn.init.xavier_normal_(matrix)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width) -> (B, width)."""
+        hidden = self.down(x).unflatten(1, self.core.shape[:2]).tanh()
+        hidden = torch.einsum("ber,esr->bes", hidden, self.core).tanh()
+        return self.up((self.gate(x).softmax(dim=1).unsqueeze(2) * hidden).flatten(1))
 
 
 class FactorizationMachine(nn.Module):
@@ -139,7 +164,11 @@ def _activation(name: Activation, width: int) -> nn.Module:
             return nn.Tanh()
 
 
-def _cross_kernel(width: int, rank: int | None) -> nn.Module:
+def _cross_kernel(width: int, rank: int | None, experts: int) -> nn.Module:
+    if experts > 1:
+        if rank is None:
+            raise ValueError("experts of a cross layer have a rank")
+        return LowRankExperts(width, rank, experts)
     down = [] if rank is None else [nn.Linear(width, rank, bias=False)]
     up = nn.Linear(width if rank is None else rank, width)
     for linear in (*down, up):

@@ -1,0 +1,75 @@
+"""MMoE, and PLE's extraction layer: several tasks share experts, each by a gate of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distrec.config.words import Count, Field, Fraction, PositiveInt, Section
+from distrec.errors import UserError
+from distrec.models.fields import field_dims, field_vectors
+from distrec.models.inputs import Embedded, InputSpec
+from distrec.models.layers import MLP
+
+
+class MMoE(nn.Module):
+    """logit of task k = tower_k(sum_i g_k(x)_i expert_i(x)), g_k(x) = softmax(W_k x).
+
+    Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018,
+    section 4.2, equations 6 to 8. x is the numbers and all embeddings side by side; a sequence is the mean of its vectors.
+
+    `task_experts` adds experts of one task alone: gate k then mixes the shared ones and those of task k. That is the
+    Customized Gate Control of Tang et al., "Progressive Layered Extraction (PLE): A Novel Multi-Task Learning Model for
+    Personalized Recommendations", RecSys 2020, section 4.1, equations 1 to 4: one extraction layer of PLE.
+    """
+
+    class Params(Section):
+        """Widths are those of hidden layers, with ReLU; a linear layer to the logit follows the last of a tower."""
+
+        experts: PositiveInt = Field(default=4, description="shared by all tasks")
+        task_experts: Count = Field(default=0, description="more for each task alone: one extraction layer of PLE")
+        expert_mlp: tuple[PositiveInt, ...] = Field(default=(128, 64), min_length=1, description="widths of an expert")
+        tower_mlp: tuple[PositiveInt, ...] = Field(default=(32,), description="widths of a task's tower")
+        dropout: Fraction = Field(default=0.0, description="in experts and towers")
+        batch_norm: bool = Field(default=False, description="in experts and towers")
+
+    def __init__(self, spec: InputSpec, params: Params) -> None:
+        super().__init__()
+        dims = field_dims(spec)
+        self.fields = tuple(dims)
+        width = spec.num_dense + sum(dims.values())
+        _check(width, spec.num_tasks)
+
+        def mlp(fan_in: int, widths: tuple[int, ...]) -> MLP:
+            return MLP(fan_in, widths, dropout=params.dropout, batch_norm=params.batch_norm)
+
+        def experts(count: int) -> nn.ModuleList:
+            return nn.ModuleList(mlp(width, params.expert_mlp) for _ in range(count))
+
+        tasks, mixed = range(spec.num_tasks), params.experts + params.task_experts
+        self.experts = experts(params.experts)
+        self.task_experts = nn.ModuleList(experts(params.task_experts) for _ in tasks)
+        self.gates = nn.ModuleList(nn.Linear(width, mixed, bias=False) for _ in tasks)
+        self.towers = nn.ModuleList(mlp(params.expert_mlp[-1], params.tower_mlp) for _ in tasks)
+        self.heads = nn.ModuleList(nn.Linear((*params.expert_mlp, *params.tower_mlp)[-1], 1) for _ in tasks)
+
+    def forward(self, inputs: Embedded) -> Tensor:
+        """Logits (B, num_tasks), in the order of the config's tasks."""
+        x = torch.cat([inputs.dense, *field_vectors(inputs, self.fields)], dim=1)
+        shared = [expert(x) for expert in self.experts]
+        logits = []
+        for own, gate, tower, head in zip(self.task_experts, self.gates, self.towers, self.heads, strict=True):
+            outputs = torch.stack([*shared, *(expert(x) for expert in own)], dim=1)  # (B, experts, width)
+            mixed = (gate(x).softmax(dim=1).unsqueeze(2) * outputs).sum(dim=1)
+            logits.append(head(tower(mixed)))
+        return torch.cat(logits, dim=1)
+
+
+def _check(width: int, num_tasks: int) -> None:
+    if num_tasks < 2:
+        raise UserError(
+            f"model mmoe shares experts among tasks, and there is {num_tasks}: declare at least two [[tasks]], each with its "
+            "label, or take a model of one task"
+        )
+    if not width:
+        raise UserError("model mmoe has no features: name at least one in features")
