@@ -178,7 +178,10 @@ def _known_best(config: Config) -> dict[str, float]:
             facts = json.loads((Path(path).parent / "dataset.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        return {"valid/auc of the true probabilities": facts["bayes_auc"]} if "bayes_auc" in facts else {}
+        keys = {task.name: "bayes_auc" if task.label == "label" else f"bayes_auc_{task.label}" for task in config.tasks}
+        found = {name: facts[key] for name, key in keys.items() if key in facts}
+        several = len(config.tasks) > 1
+        return {f"valid/{f'{name}/' * several}auc of the true probabilities": auc for name, auc in found.items()}
     return {}
 
 

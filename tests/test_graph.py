@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ QUERY = InputSpec(0, {"user": 8}, {"h": 8})
 SHAPES = [[3, 0, 2], [0], [1], [5, 0, 0, 9], [0, 0]]  # ids of each row's history; the first is not what was traced
 
 
-def ranker(name: str, params: dict[str, Any]) -> Graph:
+def ranker(name: str, params: dict[str, Any], tasks: int = 1) -> Graph:
     torch.manual_seed(0)
-    model = build(name, params, RANKER).eval()
-    return Graph(model, RANKER, model)
+    spec = replace(RANKER, num_tasks=tasks)
+    model = build(name, params, spec).eval()
+    return Graph(model, spec, model)
 
 
 def query_tower(**params: Any) -> Graph:
@@ -36,6 +38,8 @@ def query_tower(**params: Any) -> Graph:
 GRAPHS = {
     "dlrm": lambda: ranker("dlrm", {"bottom_mlp": [8]}),
     "din": lambda: ranker("din", {"targets": ["a"], "histories": ["h"], "softmax": True}),
+    "dcn": lambda: ranker("dcn", {"cross_rank": 4, "experts": 2}),
+    "mmoe": lambda: ranker("mmoe", {"experts": 2, "task_experts": 1}, tasks=2),
     "two_tower": lambda: query_tower(),
     "two_tower-attention": lambda: query_tower(history="attention"),
 }
@@ -62,7 +66,7 @@ def test_the_program_says_what_the_model_says(name: str, tmp_path: Path) -> None
             torch.testing.assert_close(loaded(*given), graph(*given), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["dlrm", "two_tower-attention"])
+@pytest.mark.parametrize("name", ["dlrm", "dcn", "mmoe", "two_tower-attention"])
 def test_onnx_says_what_the_model_says(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs distrec[export]")
     pytest.importorskip("onnxscript", reason="needs distrec[export]")

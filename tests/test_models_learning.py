@@ -208,16 +208,17 @@ class Even(nn.Module):
 
 
 def without_gates(model):
-    model.gates = nn.ModuleList(Even(gate.out_features) for gate in model.gates)
+    for task in model.tasks:
+        task.gate = Even(task.gate.out_features)
 
 
 def with_one_gate(model):
-    model.gates = nn.ModuleList([model.gates[0]] * 2)
+    model.tasks[1].gate = model.tasks[0].gate
 
 
 def without_experts_of_its_own(model):
     without_gates(model)
-    model.task_experts = nn.ModuleList([model.task_experts[0]] * 2)
+    model.tasks[1].experts = model.tasks[0].experts
 
 
 @pytest.mark.parametrize("ablate", [without_gates, with_one_gate])

@@ -116,13 +116,12 @@ def dcn_parallel(inputs, row, state):
 
 def mmoe(inputs, row, state, own=0):
     x, logits = np.concatenate([inputs.dense[row].numpy(), *fields(inputs, row)]), []
-    while f"heads.{len(logits)}.weight" in state:
-        task = len(logits)
+    while (task := f"tasks.{len(logits)}") and f"{task}.head.weight" in state:
         shared = [f"experts.{i}" for i in range(3 if not own else 2)]
-        outputs = [mlp(x, state, expert) for expert in [*shared, *(f"task_experts.{task}.{i}" for i in range(own))]]
-        gate = softmax(state[f"gates.{task}.weight"] @ x)
+        outputs = [mlp(x, state, expert) for expert in [*shared, *(f"{task}.experts.{i}" for i in range(own))]]
+        gate = softmax(state[f"{task}.gate.weight"] @ x)
         mixed = sum(g * output for g, output in zip(gate, outputs, strict=True))
-        logits += [*linear(mlp(mixed, state, f"towers.{task}"), state, f"heads.{task}")]
+        logits += [*linear(mlp(mixed, state, f"{task}.tower"), state, f"{task}.head")]
     return np.array(logits)
 
 

@@ -59,6 +59,15 @@ def valid_logit(splits):
     return np.array([reference_logit(signal, row) for row in splits["valid"].to_pylist()])
 
 
+@pytest.fixture(scope="module")
+def liked_logit(splits):
+    """The same with the numbers and the interaction subtracted instead of added."""
+    signal = Planted(SEED)
+    for turned in (signal.left, signal.dense_weights):
+        turned *= -1
+    return np.array([reference_logit(signal, row) for row in splits["valid"].to_pylist()])
+
+
 def test_rows_are_counted_and_lie_in_time_order(made, splits, description):
     assert made.rows == description["rows"] == {"train": 12_000, "valid": 6_000}
     assert {name: table.num_rows for name, table in splits.items()} == made.rows
@@ -88,9 +97,10 @@ def test_nulls_are_where_a_reader_must_cope_with_them(splits):
     assert all(0.02 < count / 12_000 < 0.04 for count in nulls.values() if count)
 
 
-def test_labels_follow_the_documented_logit(splits, valid_logit):
-    p = 1 / (1 + np.exp(-valid_logit))
-    label = splits["valid"]["label"].to_numpy()
+@pytest.mark.parametrize("name", ["label", "liked"])
+def test_labels_follow_the_documented_logit(splits, name, request):
+    p = 1 / (1 + np.exp(-request.getfixturevalue("valid_logit" if name == "label" else "liked_logit")))
+    label = splits["valid"][name].to_numpy()
     for low, high in pairwise((0.0, 0.1, 0.3, 0.6, 1.0)):
         bin_ = (p >= low) & (p < high)
         deviation = math.sqrt((p[bin_] * (1 - p[bin_])).sum())
@@ -103,6 +113,19 @@ def test_the_realised_auc_is_that_of_the_logit_on_the_labels(splits, valid_logit
     assert description["realised_auc"] == pytest.approx(measured, abs=1e-6)  # the files hold float32
     assert description["bayes_auc"] == pytest.approx(measured, abs=0.02)
     assert description["bayes_auc"] > 0.8
+
+
+def test_the_second_label_has_its_own_best(splits, valid_logit, liked_logit, description):
+    liked = splits["valid"]["liked"].to_numpy()
+    assert description["realised_auc_liked"] == pytest.approx(roc_auc_score(liked, liked_logit), abs=1e-6)
+    assert description["bayes_auc_liked"] == pytest.approx(description["realised_auc_liked"], abs=0.02)
+    assert roc_auc_score(liked, valid_logit) < description["bayes_auc_liked"] - 0.1  # a model of `label` is none of `liked`
+
+
+def test_the_labels_of_a_row_are_drawn_apart(splits, valid_logit, liked_logit):
+    p, q = (1 / (1 + np.exp(-logit)) for logit in (valid_logit, liked_logit))
+    both = splits["valid"]["label"].to_numpy() * splits["valid"]["liked"].to_numpy()
+    assert abs((both - p * q).sum()) < 4 * math.sqrt((p * q * (1 - p * q)).sum())
 
 
 def test_a_sum_over_single_features_stays_far_below_the_best():

@@ -132,8 +132,9 @@ class LowRankExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width) -> (B, width)."""
-        hidden = self.down(x).unflatten(1, self.core.shape[:2]).tanh()
-        hidden = torch.einsum("ber,esr->bes", hidden, self.core).tanh()
+        hidden = self.down(x).unflatten(1, self.core.shape[:2]).tanh().transpose(0, 1)  # (experts, B, rank)
+        # bmm, because an exported graph with einsum refuses a batch of one row
+        hidden = torch.bmm(hidden, self.core.transpose(1, 2)).tanh().transpose(0, 1)
         return self.up((self.gate(x).softmax(dim=1).unsqueeze(2) * hidden).flatten(1))
 
 

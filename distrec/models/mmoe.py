@@ -39,30 +39,35 @@ class MMoE(nn.Module):
         self.fields = tuple(dims)
         width = spec.num_dense + sum(dims.values())
         _check(width, spec.num_tasks)
-
-        def mlp(fan_in: int, widths: tuple[int, ...]) -> MLP:
-            return MLP(fan_in, widths, dropout=params.dropout, batch_norm=params.batch_norm)
-
-        def experts(count: int) -> nn.ModuleList:
-            return nn.ModuleList(mlp(width, params.expert_mlp) for _ in range(count))
-
-        tasks, mixed = range(spec.num_tasks), params.experts + params.task_experts
-        self.experts = experts(params.experts)
-        self.task_experts = nn.ModuleList(experts(params.task_experts) for _ in tasks)
-        self.gates = nn.ModuleList(nn.Linear(width, mixed, bias=False) for _ in tasks)
-        self.towers = nn.ModuleList(mlp(params.expert_mlp[-1], params.tower_mlp) for _ in tasks)
-        self.heads = nn.ModuleList(nn.Linear((*params.expert_mlp, *params.tower_mlp)[-1], 1) for _ in tasks)
+        self.experts = nn.ModuleList(_mlp(width, params.expert_mlp, params) for _ in range(params.experts))
+        self.tasks = nn.ModuleList(TaskTower(width, params) for _ in range(spec.num_tasks))
 
     def forward(self, inputs: Embedded) -> Tensor:
         """Logits (B, num_tasks), in the order of the config's tasks."""
         x = torch.cat([inputs.dense, *field_vectors(inputs, self.fields)], dim=1)
         shared = [expert(x) for expert in self.experts]
-        logits = []
-        for own, gate, tower, head in zip(self.task_experts, self.gates, self.towers, self.heads, strict=True):
-            outputs = torch.stack([*shared, *(expert(x) for expert in own)], dim=1)  # (B, experts, width)
-            mixed = (gate(x).softmax(dim=1).unsqueeze(2) * outputs).sum(dim=1)
-            logits.append(head(tower(mixed)))
-        return torch.cat(logits, dim=1)
+        return torch.cat([task(x, shared) for task in self.tasks], dim=1)
+
+
+class TaskTower(nn.Module):
+    """What belongs to one task: experts of its own, where it has any, its gate, its tower and the layer to its logit."""
+
+    def __init__(self, width: int, params: MMoE.Params) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(_mlp(width, params.expert_mlp, params) for _ in range(params.task_experts))
+        self.gate = nn.Linear(width, params.experts + params.task_experts, bias=False)
+        self.tower = _mlp(params.expert_mlp[-1], params.tower_mlp, params)
+        self.head = nn.Linear(self.tower.out_width, 1)
+
+    def forward(self, x: Tensor, shared: list[Tensor]) -> Tensor:
+        """Features (B, width) and the shared experts' outputs, (B, expert_mlp[-1]) each -> logit (B, 1)."""
+        outputs = torch.stack([*shared, *(expert(x) for expert in self.experts)], dim=1)  # (B, experts, expert_mlp[-1])
+        weights = self.gate(x).softmax(dim=1)
+        return self.head(self.tower((weights.unsqueeze(2) * outputs).sum(dim=1)))
+
+
+def _mlp(width: int, widths: tuple[int, ...], params: MMoE.Params) -> MLP:
+    return MLP(width, widths, dropout=params.dropout, batch_norm=params.batch_norm)
 
 
 def _check(width: int, num_tasks: int) -> None:

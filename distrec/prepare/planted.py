@@ -1,4 +1,4 @@
-"""The signal that the synthetic dataset plants: a logit in closed form, so that the best possible AUC is known."""
+"""The signal that the synthetic dataset plants: logits in closed form, so that the best possible AUC is known."""
 
 from __future__ import annotations
 
@@ -65,8 +65,13 @@ class Terms:
 
     @property
     def logit(self) -> Floats:
-        """(n,) the logit that labels are drawn from."""
+        """(n,) the logit that `label` is drawn from."""
         return BIAS + np.sum([getattr(self, f.name) for f in fields(self)], axis=0)
+
+    @property
+    def liked_logit(self) -> Floats:
+        """(n,) the logit that `liked` is drawn from: what numbers and the interaction add has the other sign."""
+        return self.logit - 2 * (self.dense + self.interaction)
 
 
 class Planted:
@@ -74,6 +79,8 @@ class Planted:
 
     logit = BIAS + sum_f a_f[c_f] + sum_m mean over tags t of b_m[t] + sum_d w_d log1p(x_d)
             + <u[c1], v[c2]> + HISTORY_STRENGTH * mean over history items h of <z[item], z[h]>
+
+    The logit of `liked` is the same with the sum over d and <u, v> subtracted, so that the two tasks agree in part.
 
     A null adds 0 and a null number counts as 0. `u` and `v` have mean 0 under their ids' distribution and ids are
     independent, so no sum of functions of single features contains any part of the interaction.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from distrec.prepare.parquet_out import id_lists, row_group_rows, write_split
 from distrec.prepare.planted import CARDINALITIES, DENSE, ITEMS, TAGS, USERS, Block, Planted
 from distrec.prepare.synthetic_rows import Rows
 
+LABELS = {"label": 3, "liked": 4}  # each with the number of its random stream
 START = 1_700_000_000  # seconds since 1970 of the first row; one row a second
 COLUMNS = (
     Column("label", pa.int8(), "label"),
@@ -26,6 +27,7 @@ COLUMNS = (
     Column("history_item", ID_LIST, "sequence", ITEMS, shares="item"),
     Column("user", pa.int64(), "group", USERS),
     Column("timestamp", pa.int64(), "time"),
+    Column("liked", pa.int8(), "label"),
 )
 
 
@@ -40,9 +42,10 @@ def synthetic(
 ) -> Prepared:
     """Write OUT/ctr/train and OUT/ctr/valid; the validation rows come later in time.
 
-    Labels are drawn from sigmoid(logit) with the logit of `distrec.prepare.planted`. `dataset.json` gives, for the
-    validation rows, `bayes_auc`: the expected AUC of that logit, and `realised_auc`: its AUC on the labels as drawn.
-    Memory holds one row group, and 17 bytes a validation row.
+    The labels `label` and `liked` are drawn from sigmoid(logit), each with its logit of `distrec.prepare.planted`.
+    `dataset.json` gives, for the validation rows, `bayes_auc`: the expected AUC of the logit of `label`, and
+    `realised_auc`: its AUC on the labels as drawn; `bayes_auc_liked` and `realised_auc_liked` are those of `liked`.
+    Memory holds one row group, and 34 bytes a validation row.
 
     Args:
         out: folder for the dataset.
@@ -81,46 +84,51 @@ class _Draw:
         self.schema = arrow_schema(COLUMNS)
         self._planted = Planted(seed)
         self._rows = Rows(self._planted, seed)
-        self._labels = np.random.default_rng([seed, 3])
+        self._labels = {name: np.random.default_rng([seed, stream]) for name, stream in LABELS.items()}
         self._total, self._done, self._index, self._progress = total, 0, 0, progress
-        self._scored: list[tuple[np.ndarray, np.ndarray]] = []
+        self._scored: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def blocks(self, rows: int) -> Iterator[pa.Table]:
         """The next `rows` rows, a row group at a time."""
         size = row_group_rows(rows)
-        self._scored = []
+        self._scored = {name: [] for name in LABELS}
         for start in range(0, rows, size):
             yield self._block(min(size, rows - start))
 
     def aucs(self) -> dict[str, float]:
-        """Bayes-optimal and realised AUC of the last split."""
-        logit, label = (np.concatenate(part) for part in zip(*self._scored, strict=True))
-        return {
-            "bayes_auc": expected_auc(logit, _sigmoid(logit)),
-            "realised_auc": expected_auc(logit, label.astype(np.float64)),
-        }
+        """Bayes-optimal and realised AUC of the last split, of each label."""
+        aucs = {}
+        for name, blocks in self._scored.items():
+            logit, label = (np.concatenate(part) for part in zip(*blocks, strict=True))
+            of = "" if name == "label" else f"_{name}"
+            aucs[f"bayes_auc{of}"] = expected_auc(logit, _sigmoid(logit))
+            aucs[f"realised_auc{of}"] = expected_auc(logit, label.astype(np.float64))
+        return aucs
 
     def _block(self, rows: int) -> pa.Table:
         block = self._rows.draw(self._index, rows)
-        logit = self._planted.terms(block).logit
-        label = self._labels.random(rows) < _sigmoid(logit)
-        self._scored.append((logit, label))
-        table = _table(block, label, START + self._done, self.schema)
+        terms = self._planted.terms(block)
+        labels = {}
+        for name, logit in (("label", terms.logit), ("liked", terms.liked_logit)):
+            labels[name] = self._labels[name].random(rows) < _sigmoid(logit)
+            self._scored[name].append((logit, labels[name]))
+        table = _table(block, labels, START + self._done, self.schema)
         self._index, self._done = self._index + 1, self._done + rows
         self._progress(self._done, self._total)
         return table
 
 
-def _table(block: Block, label: np.ndarray, start: int, schema: pa.Schema) -> pa.Table:
+def _table(block: Block, labels: Mapping[str, np.ndarray], start: int, schema: pa.Schema) -> pa.Table:
     columns = [
-        pa.array(label.astype(np.int8)),
+        pa.array(labels["label"].astype(np.int8)),
         *(pa.array(column.astype(np.float32), from_pandas=True) for column in block.dense.T),
         *(pa.array(column, mask=column < 0) for column in block.ids.T),
         *(id_lists(lists.values, lists.offsets) for lists in block.tags.values()),
         pa.array(block.item),
         id_lists(block.history.values, block.history.offsets),
         pa.array(block.user),
-        pa.array(start + np.arange(len(label), dtype=np.int64)),
+        pa.array(start + np.arange(len(block.user), dtype=np.int64)),
+        pa.array(labels["liked"].astype(np.int8)),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
