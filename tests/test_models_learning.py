@@ -172,8 +172,8 @@ def test_attention_is_learned_and_needed(softmax):
     assert auc[True] > auc[False] + 0.1
 
 
-# Two tasks that have nothing to do with each other, of which experts one number wide can serve only one at a time:
-# whatever the towers make of one number that both get, they rank the rows alike or the other way round.
+# Two tasks that have nothing to do with each other, experts one number wide and linear towers: of one number that both
+# tasks get, they rank the rows alike or the other way round, and one task at least is served badly.
 
 
 def conflicting_data(rows=6000, width=8):
@@ -190,7 +190,7 @@ def embed_numbers(tables, x):
 
 def lower_auc(ablate, **params):
     torch.manual_seed(0)
-    model = build("mmoe", {"expert_mlp": [16, 1], "tower_mlp": [4], **params}, InputSpec(8, {}, {}, num_tasks=2))
+    model = build("mmoe", {"expert_mlp": [16, 1], "tower_mlp": [], **params}, InputSpec(8, {}, {}, num_tasks=2))
     ablate(model)
     train, test = conflicting_data()
     return held_out_auc(Ranker(model, {}), embed_numbers, train, test, steps=200)
@@ -223,13 +223,13 @@ def without_experts_of_its_own(model):
 
 @pytest.mark.parametrize("ablate", [without_gates, with_one_gate])
 def test_a_gate_a_task_is_learned_and_needed_where_tasks_conflict(ablate):
-    assert lower_auc(lambda model: None, experts=6) > 0.95
-    assert lower_auc(ablate, experts=6) < 0.9
+    assert lower_auc(lambda model: None, experts=8) > 0.95
+    assert lower_auc(ablate, experts=8) < 0.75
 
 
 def test_experts_of_one_task_alone_serve_it_where_tasks_conflict():
-    assert lower_auc(without_gates, experts=2, task_experts=2) > 0.95
-    assert lower_auc(without_experts_of_its_own, experts=2, task_experts=2) < 0.85
+    assert lower_auc(without_gates, experts=4, task_experts=4) > 0.95
+    assert lower_auc(without_experts_of_its_own, experts=4, task_experts=4) < 0.75
 
 
 # The label adds up the inner product of two hidden vectors, a rule that an MLP learns, and an effect of its own for each
