@@ -19,6 +19,8 @@ MODELS = {
     "dlrm": {"bottom_mlp": [8], "top_mlp": [16]},
     "deepfm": {"mlp": [8]},
     "din": {"targets": ["item"], "histories": ["history"]},
+    "wide_deep": {"mlp": [8], "wide_only": ["item"], "deep_only": ["history"]},
+    "dcn": {"mlp": [8], "cross_rank": 4, "experts": 2},
 }
 
 
