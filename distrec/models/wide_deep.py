@@ -45,7 +45,7 @@ class WideDeep(nn.Module):
         _check_parts(list(field_dims(spec)), params)
         wide, deep = field_dims(spec, without=params.deep_only), field_dims(spec, without=params.wide_only)
         self.fields, self.wide_fields, self.deep_fields = tuple(field_dims(spec)), tuple(wide), tuple(deep)
-        wide_width, deep_width = (_width("wide", wide, spec), _width("deep", deep, spec))
+        wide_width, deep_width = _width("wide", wide, spec), _width("deep", deep, spec)
         self.wide = nn.Linear(wide_width, spec.num_tasks)
         self.mlp = MLP(deep_width, params.mlp, dropout=params.dropout, batch_norm=params.batch_norm)
         self.mlp_head = nn.Linear(self.mlp.out_width, spec.num_tasks, bias=False)  # the wide part has the bias
