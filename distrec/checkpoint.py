@@ -155,7 +155,8 @@ class Checkpoints:
             yield target / ".metadata"
 
     def _verify(self, target: Path, manifest: Manifest) -> None:
-        for name in (name for name in sorted(manifest.files) if _writer(name) % self._ranks.world == self._ranks.rank):
+        mine = [name for name in sorted(manifest.files) if _writer(name) % self._ranks.world == self._ranks.rank]
+        for name in mine:
             path = target / name
             try:
                 found = checksum(path)

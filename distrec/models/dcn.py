@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distrec.config.words import Field, Fraction, PositiveInt, Section
 from distrec.errors import UserError
-from distrec.models.fields import field_dims, field_vectors
+from distrec.models.fields import field_dims, whole_row, whole_width
 from distrec.models.inputs import Embedded, InputSpec
 from distrec.models.layers import MLP, CrossNet
 
@@ -46,11 +46,7 @@ class DCN(nn.Module):
 
     def __init__(self, spec: InputSpec, params: Params) -> None:
         super().__init__()
-        dims = field_dims(spec)
-        self.fields = tuple(dims)
-        width = spec.num_dense + sum(dims.values())
-        if not width:
-            raise UserError("model dcn has no features: name at least one in features")
+        self.fields, width = tuple(field_dims(spec)), whole_width(spec, "dcn")
         if params.experts > 1 and params.cross_rank is None:
             raise UserError(f"model.params.experts = {params.experts} of dcn are of low rank: set model.params.cross_rank, too")
         self.cross = CrossNet(width, params.cross_layers, params.cross_rank, params.experts)
@@ -60,7 +56,7 @@ class DCN(nn.Module):
 
     def forward(self, inputs: Embedded) -> Tensor:
         """Logits (B, num_tasks)."""
-        x0 = torch.cat([inputs.dense, *field_vectors(inputs, self.fields)], dim=1)
+        x0 = whole_row(inputs, self.fields)
         crossed = self.cross(x0)
         if self.parallel:
             return self.head(torch.cat([crossed, self.mlp(x0)], dim=1))

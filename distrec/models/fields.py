@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from distrec.errors import UserError
@@ -20,6 +21,23 @@ def field_dims(spec: InputSpec, without: Iterable[str] = ()) -> dict[str, int]:
 def field_vectors(inputs: Embedded, names: Iterable[str]) -> list[Tensor]:
     """One (B, D) vector a feature: a pooled feature as it is, a sequence as the mean of its vectors (0 when empty)."""
     return [inputs.pooled[n] if n in inputs.pooled else segment_mean(inputs.sequences[n]) for n in names]
+
+
+def whole_width(spec: InputSpec, model: str) -> int:
+    """Width of `whole_row`.
+
+    Raises:
+        UserError: there is no feature; names the `model`.
+    """
+    width = spec.num_dense + sum(field_dims(spec).values())
+    if not width:
+        raise UserError(f"model {model} has no features: name at least one in features")
+    return width
+
+
+def whole_row(inputs: Embedded, names: Iterable[str]) -> Tensor:
+    """The numbers and these features' vectors side by side, (B, width)."""
+    return torch.cat([inputs.dense, *field_vectors(inputs, names)], dim=1)
 
 
 def shared_dim(dims: Mapping[str, int], reason: str) -> int:

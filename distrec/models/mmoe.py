@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distrec.config.words import Count, Field, Fraction, PositiveInt, Section
 from distrec.errors import UserError
-from distrec.models.fields import field_dims, field_vectors
+from distrec.models.fields import field_dims, whole_row, whole_width
 from distrec.models.inputs import Embedded, InputSpec
 from distrec.models.layers import MLP
 
@@ -35,16 +35,14 @@ class MMoE(nn.Module):
 
     def __init__(self, spec: InputSpec, params: Params) -> None:
         super().__init__()
-        dims = field_dims(spec)
-        self.fields = tuple(dims)
-        width = spec.num_dense + sum(dims.values())
-        _check(width, spec.num_tasks)
+        _require_tasks(spec.num_tasks)
+        self.fields, width = tuple(field_dims(spec)), whole_width(spec, "mmoe")
         self.experts = nn.ModuleList(_mlp(width, params.expert_mlp, params) for _ in range(params.experts))
         self.tasks = nn.ModuleList(TaskTower(width, params) for _ in range(spec.num_tasks))
 
     def forward(self, inputs: Embedded) -> Tensor:
         """Logits (B, num_tasks), in the order of the config's tasks."""
-        x = torch.cat([inputs.dense, *field_vectors(inputs, self.fields)], dim=1)
+        x = whole_row(inputs, self.fields)
         shared = [expert(x) for expert in self.experts]
         return torch.cat([task(x, shared) for task in self.tasks], dim=1)
 
@@ -70,11 +68,9 @@ def _mlp(width: int, widths: tuple[int, ...], params: MMoE.Params) -> MLP:
     return MLP(width, widths, dropout=params.dropout, batch_norm=params.batch_norm)
 
 
-def _check(width: int, num_tasks: int) -> None:
+def _require_tasks(num_tasks: int) -> None:
     if num_tasks < 2:
         raise UserError(
             f"model mmoe shares experts among tasks, and there is {num_tasks}: declare at least two [[tasks]], each with its "
             "label, or take a model of one task"
         )
-    if not width:
-        raise UserError("model mmoe has no features: name at least one in features")
