@@ -8,7 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
+from torch.optim.adam import adam
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 
@@ -29,14 +32,15 @@ def schedule_factor(schedule: Schedule, step: int) -> float:
 class ReplicatedTables(torch.optim.Optimizer):
     """The fused kernels' arithmetic for tables that every rank holds whole, and that arrive with dense gradients.
 
-    Rows without gradient stay as they are, moments included, as in FBGEMM's exact optimizers. Slots have the fused
-    optimizers' names and shapes, so a checkpoint moves between plans.
+    Rows without gradient stay as they are, moments included, as in FBGEMM's exact optimizers, unless the config says
+    `every_row`. Slots have the fused optimizers' names and shapes, so a checkpoint moves between plans.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: SparseOptimizer):
         words = {"lr": config.lr, "eps": config.eps, "betas": config.betas, "weight_decay": config.weight_decay}
         super().__init__(list(parameters), words | {"step": 0})
         self._update = UPDATES[config.name]
+        self._every_row = config.every_row
         for group in self.param_groups:
             for weight in group["params"]:
                 self.state[weight] = {
@@ -45,12 +49,15 @@ class ReplicatedTables(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update the rows that have a gradient."""
+        """Update the rows that have a gradient, or every row."""
         for group in self.param_groups:
             group["step"] += 1
             for weight in group["params"]:
-                rows = rows_to_update(weight.grad)
-                self._update(weight, rows, weight.grad[rows].float(), self.state[weight], group)
+                if self._every_row:
+                    _adam_on_every_row(weight, weight.grad, self.state[weight], group)
+                else:
+                    rows = rows_to_update(weight.grad)
+                    self._update(weight, rows, weight.grad[rows].float(), self.state[weight], group)
 
 
 def rows_to_update(grad: Tensor) -> Tensor:
@@ -94,6 +101,27 @@ def _adam(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, group: dict) 
     weight.index_add_(0, rows, change.to(weight.dtype), alpha=-group["lr"])
 
 
+def _adam_on_every_row(weight: Tensor, grad: Tensor, state: dict, group: dict) -> None:
+    """torch.optim.Adam's step in one pass over memory, by its own kernel, on our slots."""
+    first, second = group["betas"]
+    adam(
+        [weight],
+        [grad],
+        [state["momentum1"]],
+        [state["momentum2"]],
+        [],
+        [torch.tensor(group["step"] - 1.0, device=weight.device)],  # the kernel counts this step itself
+        fused=True,
+        amsgrad=False,
+        beta1=first,
+        beta2=second,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
 UPDATES: dict[str, Callable[[Tensor, Tensor, Tensor, dict, dict], None]] = {
     "sgd": _sgd,
     "adagrad": _adagrad,
@@ -110,10 +138,10 @@ SLOTS: dict[str, list[tuple[str, Callable[[Tensor], Any]]]] = {
 
 def dense_optimizer(parameters: Mapping[str, nn.Parameter], config: DenseOptimizer) -> KeyedOptimizerWrapper:
     """The optimizer of the data-parallel part, its state keyed by parameter name."""
-    adam = partial(torch.optim.Adam if config.name == "adam" else torch.optim.AdamW, betas=config.betas, eps=config.eps)
+    moments = {"betas": config.betas, "eps": config.eps}
     makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adam": adam,
-        "adamw": adam,
+        "adam": partial(torch.optim.Adam, **moments),
+        "adamw": partial(torch.optim.AdamW, **moments),
         "adagrad": partial(torch.optim.Adagrad, eps=config.eps),
         "sgd": partial(torch.optim.SGD, momentum=config.momentum),
     }
@@ -133,10 +161,13 @@ class Optimizers:
         model: DistributedModelParallel,
         tables: Mapping[str, Table],
         names: Mapping[str, str],
+        kernels: Iterable[SplitTableBatchedEmbeddingBagsCodegen],
         config: Optimizer,
         clip_norm: float | None,
     ):
-        """`names` maps the parameter names of tables to table names (`distrec.embeddings.tables.table_names`)."""
+        """`names` maps the parameter names of tables to table names (`distrec.embeddings.tables.table_names`); `kernels` are
+        those that update the sharded ones (`distrec.embeddings.shard.fused_kernels`).
+        """
         self.steps = 0
         self.skip = False
         self._config, self._clip_norm = config, clip_norm
@@ -149,11 +180,18 @@ class Optimizers:
             names[key]: ReplicatedTables([p], self._sparse[names[key]]) for key, p in own.items() if key in names
         }
         self._fused = model.fused_optimizer
+        # Adam's kernels correct its bias by the number of their forwards, with those of evaluations and of skipped batches.
+        self._counting: list[Any] = [kernel for kernel in kernels if kernel.optimizer is EmbOptimType.ADAM]
         self._rates = [(group, self._base_rate(group, key)) for key, group in self._groups()]
 
     def zero_grad(self) -> None:
-        """Clear gradients and set the learning rates for the coming update."""
+        """Clear gradients, and set the learning rates and the step number for the coming update."""
         factor = schedule_factor(self._config.schedule, self.steps)
+        for optimizer in self._replicated.values():
+            optimizer.param_groups[0]["step"] = self.steps
+        for kernel in self._counting:
+            kernel.iter.fill_(self.steps)
+            kernel.iter_cpu.fill_(self.steps)
         for group, rate in self._rates:
             group["lr"] = rate * factor
         self._fused.zero_grad()
@@ -187,9 +225,6 @@ class Optimizers:
         """Take back what `state_dict` gave after `steps` steps. Table slots were loaded in place, into the tensors it gave."""
         if self._dense is not None:
             self._dense.load_state_dict(state["dense"])
-        for optimizer in self._replicated.values():
-            optimizer.param_groups[0]["step"] = steps
-        self._fused.set_optimizer_step(steps)
         self.steps = steps
 
     def prepare_to_load(self) -> None:

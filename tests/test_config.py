@@ -78,6 +78,8 @@ def test_a_config_is_frozen() -> None:
         ("optimizer.sparse.lr=nan", "optimizer.sparse.lr: Input should be"),
         ("optimizer.schedule.decay=cosine", 'decay = "cosine" needs decay_steps'),
         ('optimizer.sparse={"name"="adagrad",weight_decay=0.1}', "FBGEMM has no L2 penalty for adagrad"),
+        ('optimizer.sparse={"name"="adam",weight_decay=0.1}', "FBGEMM has no L2 penalty for adam"),
+        ("optimizer.sparse.every_row=true", "rowwise_adagrad has no momentum to move a row by that no one looks up; remove"),
         ("embedding.memory=12", "embedding.memory: 12 is no size; write it as '12GB', with one of KB, MB, GB, TB"),
         ('embedding.memory="-1GB"', "is no size"),
         ("embedding.memory=infGB", "is no size"),

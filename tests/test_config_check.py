@@ -38,6 +38,13 @@ FAULTS = [
     ),
     ({"evaluate": {"every_steps": 5}}, "evaluate needs rows to evaluate on; name them in data.valid"),
     ({"evaluate": {"patience": 5}}, "evaluate needs rows to evaluate on; name them in data.valid"),
+    (
+        {
+            "tables": {"user": {"rows": 50, "dim": 8, "precision": "fp16"}, "item": {"rows": 40, "dim": 8}},
+            "optimizer": {"sparse": {"name": "adam", "every_row": True}},
+        },
+        "table 'user': every_row needs weights in fp32; set tables.user.precision to it, or remove every_row",
+    ),
     ({"train": {"device": "cpu", "precision": "bf16"}}, 'train.precision = "bf16" needs a GPU'),
     ({"features": {}, "tables": {}}, "features: there is none"),
     (

@@ -25,6 +25,7 @@ from distrec.trainer import Trainer
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 KINDS = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard")
+OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adam_every_row")
 COLUMNS_SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
 STEPS = 12
 PACKAGE = Path(dist.__file__).parent
@@ -76,13 +77,16 @@ def sharding(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome.results
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), list(itertools.product(KINDS, ("sgd", "adagrad", "rowwise_adagrad", "adam"))))
+@pytest.mark.parametrize(("kind", "optimizer"), list(itertools.product(KINDS, OPTIMIZERS)))
 def test_a_sharded_model_learns_on_a_gpu_what_a_whole_one_learns_on_cpu(
     sharding: dict[str, Any], kind: str, optimizer: str
 ) -> None:
     found = sharding[f"{kind}/{optimizer}"]
     if optimizer == "rowwise_adagrad" and kind in COLUMNS_SPLIT:
         assert "would change the result" in found["refused"]
+        return
+    if optimizer == "adam_every_row" and kind != "data_parallel":
+        assert "no cuda kernel for adam" in found["refused"]
         return
     assert kind in found["used"].split(",")  # adam too, which has no sharded kernel on CPU
     assert found["logits"] < 1e-5, found
@@ -98,6 +102,17 @@ def test_twelve_steps_are_seven_and_five_to_the_last_bit(tmp_path: Path, monkeyp
     [whole], [parts] = outcome.results["whole"], outcome.results["parts"]
     assert any(key.startswith("/random/") and key.endswith("/cuda") for key in whole)
     assert whole == parts
+
+
+def test_adam_counts_training_steps_alone(rows: Path, tmp_path: Path) -> None:
+    """Its kernels count every forward: with those of evaluations, what is learned would depend on how often one evaluates."""
+    small = {"user": {"rows": 50, "dim": 8, "sharding": "table_wise"}, "item": {"rows": 40, "dim": 8, "sharding": "row_wise"}}
+    adam = {"sparse": {"name": "adam", "lr": 0.1}}
+    often = {"data": {"train": str(rows), "valid": str(rows), "batch_size": 64}, "evaluate": {"every_steps": 2}}
+    alone = trained("cuda", rows, tmp_path / "alone", tables=small, optimizer=adam, data=often["data"] | {"valid": []})
+    beside = trained("cuda", rows, tmp_path / "beside", tables=small, optimizer=adam, **often)
+    for name, weight in tables(beside).items():
+        torch.testing.assert_close(weight, tables(alone)[name], atol=1e-5, rtol=1e-4)
 
 
 def test_batches_are_copied_from_page_locked_memory(rows: Path, tmp_path: Path) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from small_run import values, write_rows
 from torch import nn
 
 from distrec import dist, optim
 from distrec.config.load import parse
 from distrec.config.schema import DenseOptimizer, Schedule, SparseOptimizer
+from distrec.embeddings import shard
 from distrec.engine import Engine, open_reader
 from distrec.optim import ReplicatedTables, dense_optimizer, schedule_factor
 
@@ -156,6 +159,26 @@ def test_rows_without_gradient_keep_weights_and_moments(name: str) -> None:
         assert torch.equal(optimizer.state[weight][slot][others], value[others]), slot
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_every_row_moves_as_torch_s_adam_moves_it(decay: float) -> None:
+    torch.manual_seed(0)
+    weight, expected = nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.empty(5, 4))
+    expected.data.copy_(weight.data)
+    ours = ReplicatedTables([weight], SparseOptimizer(name="adam", lr=0.1, every_row=True, weight_decay=decay))
+    torchs = torch.optim.Adam([expected], lr=0.1, weight_decay=decay, foreach=False)
+    for looked_up in ([0, 1, 2], [1], [], [4]):
+        before = weight.detach().clone()
+        weight.grad = torch.zeros(5, 4)
+        weight.grad[looked_up] = torch.randn(len(looked_up), 4)
+        expected.grad = weight.grad.clone()
+        ours.step()
+        torchs.step()
+        torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-6)
+    assert bool((weight != before).all(dim=1)[:3].all())  # by momentum alone
+    assert ours.state[weight].keys() == {"momentum1", "momentum2"}
+    torch.testing.assert_close(ours.state[weight]["momentum2"], torchs.state[expected]["exp_avg_sq"])
+
+
 # -- all of them, on one rank ----------------------------------------------------------------------------------------
 
 
@@ -173,7 +196,8 @@ def engine(rows: Path, tmp_path: Path) -> Iterator[Callable[..., Engine]]:
         tables = {"user": {"rows": 50, "dim": 8, "sharding": "data_parallel"}, "item": {"rows": 40, "dim": 8}}
         dense = {"name": "sgd", "lr": 1.0}
         optimizer = {"dense": dense, "sparse": {"name": "sgd", "lr": 0.5}} | sections.pop("optimizer", {})
-        return Engine.build(parse(values(rows, tmp_path / "run", tables=tables, optimizer=optimizer, **sections)), ranks)
+        sections = {"tables": tables, "optimizer": optimizer} | sections
+        return Engine.build(parse(values(rows, tmp_path / "run", **sections)), ranks)
 
     yield make
     dist.stop()
@@ -200,6 +224,13 @@ def moved(engine: Engine, skip: bool = False) -> tuple[dict[str, torch.Tensor], 
     change = {key: value - before[key] for key, value in state(engine).items()}
     tables = {key.split(".")[-2]: value for key, value in change.items() if "embeddings" in key}
     return {key: value for key, value in change.items() if "embeddings" not in key}, tables
+
+
+def tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    """Every parameter and every slot of the tables, as they stand: what a checkpoint is loaded into."""
+    slots = engine.optimizers.state_dict()["tables"]
+    found = engine.model.state_dict() | {f"{name}.{slot}": v for name, own in slots.items() for slot, v in own.items()}
+    return {key: value.local_shards()[0].tensor if hasattr(value, "local_shards") else value for key, value in found.items()}
 
 
 def norm(changes: dict[str, torch.Tensor]) -> float:
@@ -250,3 +281,36 @@ def test_a_table_may_have_a_rate_of_its_own(engine: Callable[..., Engine], rows:
     _, tables = moved(own)
     torch.testing.assert_close(tables["user"], whole["user"] / 2, atol=1e-6, rtol=1e-3)
     torch.testing.assert_close(tables["item"], whole["item"] * 2, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("every_row", [False, True])
+def test_a_skipped_step_is_counted_alike_by_a_run_and_by_one_that_resumes_it(
+    engine: Callable[..., Engine], every_row: bool
+) -> None:
+    adam = {"name": "adam", "lr": 0.1, "every_row": every_row}
+    tables = {"user": {"rows": 50, "dim": 8, "optimizer": adam}, "item": {"rows": 40, "dim": 8}}
+    straight, resumed = engine(tables=tables), engine(tables=tables)
+    for skip in (False, True, False):
+        moved(straight, skip)
+    with torch.no_grad():
+        for key, value in tensors(straight).items():
+            tensors(resumed)[key].copy_(value)
+    resumed.optimizers.load_state_dict(straight.optimizers.state_dict(), straight.optimizers.steps)
+    [_, straight_tables], [_, resumed_tables] = moved(straight), moved(resumed)
+    for name, change in straight_tables.items():
+        assert change.abs().sum() > 0, name
+        assert torch.equal(change, resumed_tables[name]), name
+
+
+def test_a_kernel_that_counts_its_forwards_is_told_the_step(
+    engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Adam's on a GPU do, with those of evaluations. There is no such kernel on CPU, so another one is taken for it."""
+    monkeypatch.setattr(optim, "EmbOptimType", SimpleNamespace(ADAM=EmbOptimType.EXACT_SGD))
+    built = engine()
+    [kernel] = shard.fused_kernels(built.model)
+    moved(built)
+    kernel.iter_cpu.add_(7)
+    kernel.iter.add_(7)
+    built.optimizers.zero_grad()
+    assert (kernel.iter_cpu.item(), kernel.iter.item()) == (1, 1)

@@ -134,10 +134,7 @@ def test_the_pipeline_is_the_one_that_the_config_names(monkeypatch: pytest.Monke
         with alone() as ranks:
             engine = Engine.build(config(f"train.pipeline={name}"), ranks)
             assert type(make_pipeline(engine)) is kind
-            embeddings: Any = engine.model.module.embeddings
-            lookups = [lookup for part in (embeddings.bags, embeddings.sequences) for lookup in part._lookups]
-            kernels = [kernel.emb_module for lookup in lookups for kernel in lookup._emb_modules]
-            assert [kernel.prefetch_pipeline for kernel in kernels] == [told] * 2
+            assert [kernel.prefetch_pipeline for kernel in shard.fused_kernels(engine.model)] == [told] * 2
 
 
 def test_prefetching_takes_memory_for_the_ids_of_three_batches() -> None:

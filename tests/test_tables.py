@@ -132,11 +132,12 @@ def allowed(
     decay: float = 0.0,
     device: str = "cpu",
     pooled: str = "sum",
+    every_row: bool = False,
     **of_user: Any,
 ) -> dict[str, list[str]]:
     features = FEATURES.model_copy(update={"sparse": tuple(f.model_copy(update={"pooling": pooled}) for f in FEATURES.sparse)})
     declared = TABLES | {"user": TABLES["user"].model_copy(update=of_user)}
-    sparse = SparseOptimizer(name=optimizer, weight_decay=decay)  # type: ignore[arg-type]
+    sparse = SparseOptimizer(name=optimizer, weight_decay=decay, every_row=every_row)  # type: ignore[arg-type]
     return plans.allowed_types(layout(features, declared), declared, default, sparse, device)
 
 
@@ -152,6 +153,7 @@ SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
         ({"device": "cpu"}, ALL, UNPOOLED - {"data_parallel"}),
         ({"device": "cuda", "optimizer": "rowwise_adagrad"}, ALL - SPLIT, UNPOOLED - SPLIT),
         ({"device": "cuda", "optimizer": "rowwise_adagrad", "decay": 0.1}, ALL - SPLIT, UNPOOLED - SPLIT),
+        ({"device": "cuda", "optimizer": "adam", "every_row": True}, {"data_parallel"}, {"data_parallel"}),
         ({"device": "cuda", "pooled": "mean"}, ALL - {"grid_shard"}, UNPOOLED),
         ({"device": "cuda", "default": ("row_wise", "table_wise")}, {"row_wise", "table_wise"}, {"row_wise", "table_wise"}),
         ({"device": "cuda", "default": ("row_wise",), "sharding": ("table_wise",)}, {"table_wise"}, {"row_wise"}),
@@ -187,6 +189,10 @@ def test_what_the_planner_may_choose_from(options: dict[str, Any], user: set[str
         (
             {"optimizer": "rowwise_adagrad", "decay": 0.1, "sharding": ("row_wise",)},
             ["table 'user': FBGEMM has no cpu kernel", "with weight_decay on it sharded row_wise; use data_parallel, or"],
+        ),
+        (
+            {"optimizer": "adam", "every_row": True, "device": "cuda", "sharding": ("row_wise",)},
+            ["table 'user': FBGEMM has no cuda kernel for adam with every_row on it sharded row_wise; use data_parallel, or"],
         ),
         (
             {"optimizer": "adam", "sharding": ("row_wise",)},
@@ -239,8 +245,8 @@ def test_a_fused_kernel_is_given_the_weight_decay(decay: float) -> None:
     model, update = tables.build(features, declared), SparseOptimizer(weight_decay=decay)
     shard.fuse(model, declared, update)
     made = plans.make_plan(model, {"user": ["table_wise"]}, declared, Cluster(1, 1, "cpu", 2**33), batch_size=8)
-    bags: Any = shard.shard(model, made, torch.device("cpu")).module.bags
-    [given] = [kernel.emb_module.optimizer_args for lookup in bags._lookups for kernel in lookup._emb_modules]
+    [kernel] = shard.fused_kernels(shard.shard(model, made, torch.device("cpu")))
+    given = kernel.optimizer_args
     found = given.weight_decay, given.weight_decay_mode
     assert found == ((decay, WeightDecayMode.L2.value) if decay else (0.0, WeightDecayMode.NONE.value))
 

@@ -24,6 +24,7 @@ def find_faults(config: Config) -> Iterator[str]:
     yield from _missing_tables(config)
     yield from _unused_tables(config)
     yield from _huge_tables(config)
+    yield from _half_precision_faults(config)
     if config.retrieval is None:
         yield from _label_leaks(config)
         yield from _metric_faults(config)
@@ -69,6 +70,12 @@ def _huge_tables(config: Config) -> Iterator[str]:
     for name, table in config.tables.items():
         if table.rows > MAX_ROWS:
             yield f"table {name!r} has {table.rows} rows; ids address at most {MAX_ROWS}: split the table"
+
+
+def _half_precision_faults(config: Config) -> Iterator[str]:
+    for name, table in config.tables.items():
+        if (table.optimizer or config.optimizer.sparse).every_row and table.precision != "fp32":
+            yield f"table {name!r}: every_row needs weights in fp32; set tables.{name}.precision to it, or remove every_row"
 
 
 def _label_leaks(config: Config) -> Iterator[str]:

@@ -168,7 +168,7 @@ class DenseOptimizer(Section):
 
 
 class SparseOptimizer(Section):
-    """Optimizer of the embedding tables, fused into backward: only the rows of the batch are touched."""
+    """Optimizer of the embedding tables, fused into backward: only the rows of the batch are touched, but for `every_row`."""
 
     name: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = Field(
         default="rowwise_adagrad", description="which optimizer; rowwise_adagrad keeps one number a row, adagrad one a weight"
@@ -179,12 +179,25 @@ class SparseOptimizer(Section):
     weight_decay: NonNegativeFloat = Field(
         default=0.0,
         description="rowwise_adagrad: L2 penalty in the gradient of each row that a step looks up; "
-        "on CPU the table is replicated, for want of such a kernel",
+        "on CPU the table is replicated, for want of such a kernel; adam with every_row: in the gradient of all rows",
+    )
+    every_row: bool = Field(
+        default=False,
+        description="adam: each step moves every row, as torch.optim.Adam does: a row's momentum carries it on through steps "
+        "that do not look it up. As papers' code often has it; the table is replicated, and each step goes over all of it",
     )
 
     @model_validator(mode="after")
-    def _only_rowwise_adagrad_decays(self) -> SparseOptimizer:
-        if self.weight_decay and self.name != "rowwise_adagrad":
+    def _only_adam_moves_every_row(self) -> SparseOptimizer:
+        if self.every_row and self.name != "adam":
+            raise ValueError(
+                f'{self.name} has no momentum to move a row by that no one looks up; remove every_row, or use "adam"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fused_kernels_decay_by_rowwise_adagrad_only(self) -> SparseOptimizer:
+        if self.weight_decay and self.name != "rowwise_adagrad" and not self.every_row:
             raise ValueError(f'FBGEMM has no L2 penalty for {self.name}; set weight_decay to 0, or name to "rowwise_adagrad"')
         return self
 

@@ -75,7 +75,7 @@ def _no_type(
     elif asked and kind not in known:
         why = f"it serves unpooled lookups, which cannot be sharded {kind}"
     else:
-        update = optimizer.name + " with weight_decay" * (optimizer.weight_decay > 0)
+        update = optimizer.name + (" with weight_decay" if optimizer.weight_decay else " with every_row" * optimizer.every_row)
         why = f"FBGEMM has no {device} kernel for {update} on it" + (f" sharded {kind}" if kind else "")
     others = f"use {' or '.join(able)}, or another optimizer" if able else "use another optimizer"
     return f"table {name!r}: {why}; {others}, such as adagrad ([tables.{name}.optimizer])"
@@ -84,8 +84,10 @@ def _no_type(
 def _has_kernel(kind: str, unpooled: bool, optimizer: SparseOptimizer, device: str, cached: bool) -> bool:
     """On CPU, FBGEMM's fused kernels have no Adam and pass over weight decay; its dense ones (replicated tables) only pool.
 
-    Only fused kernels cache, on GPUs.
+    Only fused kernels cache, on GPUs; only with dense ones does a step move every row.
     """
+    if optimizer.every_row and kind != "data_parallel":
+        return False
     if device != "cpu":
         return not (cached and kind == "data_parallel")
     if kind == "data_parallel":

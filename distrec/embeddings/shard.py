@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torchrec.optim
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen, WeightDecayMode
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
@@ -123,6 +123,12 @@ def local_shards(model: nn.Module) -> dict[str, list[tuple[Tensor, int, int]]]:
     """Table name -> this rank's parts of it, each (tensor, first row, first column); whole where replicated."""
     state = model.state_dict()
     return {table: list(_parts(state[key])) for key, table in table_names(model).items()}
+
+
+def fused_kernels(model: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
+    """FBGEMM's kernels on this rank that look up sharded tables and update them. TorchRec hides them from `modules`."""
+    lookups = [lookup for module in model.modules() for lookup in getattr(module, "_lookups", ())]
+    return [m for lookup in lookups for m in lookup.modules() if isinstance(m, SplitTableBatchedEmbeddingBagsCodegen)]
 
 
 def replicated_tables(model: nn.Module) -> set[str]:

@@ -29,7 +29,7 @@ from distrec.models import build
 from distrec.models.inputs import Embedded, InputSpec, Jagged
 
 KINDS = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard")
-OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam")
+OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adam_every_row")
 UNPOOLED_KINDS = KINDS[1:4]
 STEPS = 3
 LR = 0.1
@@ -48,13 +48,13 @@ def config(kind: str, optimizer: str, device: str = "cpu") -> Config:
                     "rows": 11,
                     "dim": 8,
                     "sharding": kind,
-                    "optimizer": {"name": optimizer, "lr": LR, "weight_decay": decay_of_b(kind, optimizer, device)},
+                    "optimizer": update(optimizer) | {"weight_decay": decay_of_b(kind, optimizer, device)},
                 },
                 "movie": {
                     "rows": 23,
                     "dim": 8,
                     "sharding": unpooled,
-                    "optimizer": {"name": "adagrad" if optimizer == "adam" else optimizer, "lr": LR},
+                    "optimizer": update(optimizer_of_movie(optimizer)),
                 },
             },
             "features": {
@@ -77,10 +77,20 @@ def config(kind: str, optimizer: str, device: str = "cpu") -> Config:
                 }
                 | {"top_mlp": [6], "top_activation": "prelu"},
             },
-            "optimizer": {"dense": {"name": "sgd", "lr": LR}, "sparse": {"name": optimizer, "lr": LR}},
+            "optimizer": {"dense": {"name": "sgd", "lr": LR}, "sparse": update(optimizer)},
             "train": {"device": device},
         }
     )
+
+
+def update(optimizer: str) -> dict:
+    """The config's section for one of OPTIMIZERS."""
+    return {"name": optimizer.removesuffix("_every_row"), "lr": LR, "every_row": optimizer.endswith("_every_row")}
+
+
+def optimizer_of_movie(optimizer: str) -> str:
+    """Adam has no kernel on CPU for a table with a history."""
+    return "adagrad" if optimizer.startswith("adam") else optimizer
 
 
 def pooling_of_b(kind: str) -> str:
@@ -90,7 +100,8 @@ def pooling_of_b(kind: str) -> str:
 
 def decay_of_b(kind: str, optimizer: str, device: str) -> float:
     """Where there is a kernel for it."""
-    return 0.3 if optimizer == "rowwise_adagrad" and (kind == "data_parallel" or device != "cpu") else 0.0
+    decays = optimizer == "adam_every_row" or (optimizer == "rowwise_adagrad" and (kind == "data_parallel" or device != "cpu"))
+    return 0.3 if decays else 0.0
 
 
 def jagged(names: list[str], rows: dict[str, int], size: int, generator: torch.Generator) -> KeyedJaggedTensor:
@@ -146,7 +157,7 @@ class Reference:
         return [o.detach() for o in logits]
 
     def change(self, name: str, grad: Tensor, count: int) -> Tensor:
-        optimizer = "adagrad" if (self.optimizer, name) == ("adam", "movie") else self.optimizer
+        optimizer = optimizer_of_movie(self.optimizer) if name == "movie" else self.optimizer
         if optimizer == "sgd":
             return LR * grad
         if optimizer == "adagrad":
@@ -156,7 +167,8 @@ class Reference:
             grad = grad + self.decay[name] * self.tables[name] * grad.ne(0).any(1, keepdim=True)
             self.first[name] += (grad**2).mean(1, keepdim=True)
             return LR * grad / (self.first[name].sqrt() + 1e-8)
-        touched = grad.ne(0).any(1, keepdim=True)
+        touched = grad.ne(0).any(1, keepdim=True) | torch.tensor(optimizer == "adam_every_row")
+        grad = grad + self.decay[name] * self.tables[name] * touched
         self.first[name] = torch.where(touched, 0.9 * self.first[name] + 0.1 * grad, self.first[name])
         self.second[name] = torch.where(touched, 0.999 * self.second[name] + 0.001 * grad**2, self.second[name])
         mean, square = self.first[name] / (1 - 0.9**count), self.second[name] / (1 - 0.999**count)
