@@ -73,8 +73,8 @@ class Engine:
         names = tables.table_names(task)
         model = _shard(task, plan, config, ranks)
         tables.initialize(shard.local_shards(model), config.tables, config.train.seed)
-        kernels = shard.fused_kernels(model)
-        optimizers = Optimizers(model, config.tables, names, kernels, config.optimizer, config.train.clip_norm)
+        counts = shard.Counts(model)
+        optimizers = Optimizers(model, config.tables, names, counts.set, config.optimizer, config.train.clip_norm)
         torch.manual_seed(config.train.seed + ranks.rank)  # from here on, each rank drops out its own units
         averaging = shard.Averaging(model, config.embedding.sync_every)
         return cls(config, ranks, features, plan, model, optimizers, averaging, items)

@@ -8,8 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from torchrec.distributed import DistributedModelParallel
@@ -161,12 +159,12 @@ class Optimizers:
         model: DistributedModelParallel,
         tables: Mapping[str, Table],
         names: Mapping[str, str],
-        kernels: Iterable[SplitTableBatchedEmbeddingBagsCodegen],
+        count_kernels: Callable[[int], None],
         config: Optimizer,
         clip_norm: float | None,
     ):
-        """`names` maps the parameter names of tables to table names (`distrec.embeddings.tables.table_names`); `kernels` are
-        those that update the sharded ones (`distrec.embeddings.shard.fused_kernels`).
+        """`names` maps the parameter names of tables to table names (`distrec.embeddings.tables.table_names`);
+        `count_kernels` sets how many steps the fused kernels take themselves to have done (`distrec.embeddings.shard.Counts`).
         """
         self.steps = 0
         self.skip = False
@@ -180,8 +178,7 @@ class Optimizers:
             names[key]: ReplicatedTables([p], self._sparse[names[key]]) for key, p in own.items() if key in names
         }
         self._fused = model.fused_optimizer
-        # Adam's kernels correct its bias by the number of their forwards, with those of evaluations and of skipped batches.
-        self._counting: list[Any] = [kernel for kernel in kernels if kernel.optimizer is EmbOptimType.ADAM]
+        self._count_kernels = count_kernels
         self._rates = [(group, self._base_rate(group, key)) for key, group in self._groups()]
 
     def zero_grad(self) -> None:
@@ -189,9 +186,7 @@ class Optimizers:
         factor = schedule_factor(self._config.schedule, self.steps)
         for optimizer in self._replicated.values():
             optimizer.param_groups[0]["step"] = self.steps
-        for kernel in self._counting:
-            kernel.iter.fill_(self.steps)
-            kernel.iter_cpu.fill_(self.steps)
+        self._count_kernels(self.steps)
         for group, rate in self._rates:
             group["lr"] = rate * factor
         self._fused.zero_grad()

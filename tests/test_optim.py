@@ -306,7 +306,7 @@ def test_a_kernel_that_counts_its_forwards_is_told_the_step(
     engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Adam's on a GPU do, with those of evaluations. There is no such kernel on CPU, so another one is taken for it."""
-    monkeypatch.setattr(optim, "EmbOptimType", SimpleNamespace(ADAM=EmbOptimType.EXACT_SGD))
+    monkeypatch.setattr(shard, "EmbOptimType", SimpleNamespace(ADAM=EmbOptimType.EXACT_SGD))
     built = engine()
     [kernel] = shard.fused_kernels(built.model)
     moved(built)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torchrec.optim
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen, WeightDecayMode
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
@@ -117,6 +118,23 @@ class Averaging:
         if step != self._averaged:
             self._sync()
             self._averaged = step
+
+
+class Counts:
+    """The fused kernels' own counts of steps, by which Adam's correct its bias.
+
+    They count every forward: those of evaluations too, and of batches that were skipped.
+    """
+
+    def __init__(self, model: nn.Module):
+        """The counts of the kernels on this rank; only Adam's matter."""
+        self._kernels: list[Any] = [kernel for kernel in fused_kernels(model) if kernel.optimizer is EmbOptimType.ADAM]
+
+    def set(self, steps: int) -> None:
+        """Before a forward that trains: how many updates there were before this one."""
+        for kernel in self._kernels:
+            kernel.iter.fill_(steps)
+            kernel.iter_cpu.fill_(steps)
 
 
 def local_shards(model: nn.Module) -> dict[str, list[tuple[Tensor, int, int]]]:
