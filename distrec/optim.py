@@ -17,12 +17,12 @@ from distrec.config.schema import DenseOptimizer, Optimizer, Schedule, SparseOpt
 
 
 def schedule_factor(schedule: Schedule, step: int) -> float:
-    """Factor on every learning rate for the update number `step` (the first is 0): linear warm-up, then decay."""
+    """Factor on every learning rate for the update number `step` (the first is 0): linear warm-up, a plateau, decay."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     if schedule.decay == "none" or schedule.decay_steps is None:
         return 1.0
-    done = min(1.0, (step - schedule.warmup_steps) / schedule.decay_steps)
+    done = min(1.0, max(0, step - schedule.warmup_steps - schedule.hold_steps) / schedule.decay_steps)
     shape = 1.0 - done if schedule.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     return schedule.final_factor + (1.0 - schedule.final_factor) * shape
 

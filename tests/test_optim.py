@@ -25,6 +25,7 @@ from distrec.optim import ReplicatedTables, dense_optimizer, schedule_factor
 
 WARM = {"warmup_steps": 4}
 LINEAR = {"decay": "linear", "decay_steps": 10, "final_factor": 0.2}
+HELD = {"hold_steps": 10} | LINEAR
 COSINE = {"decay": "cosine", "decay_steps": 10, "final_factor": 0.2}
 
 
@@ -50,6 +51,13 @@ COSINE = {"decay": "cosine", "decay_steps": 10, "final_factor": 0.2}
         (COSINE, 10, 0.2),
         (COSINE, 2, 0.2 + 0.8 * (1 + 0.8090169943749475) / 2),  # cos 36°
         ({"decay": "linear", "decay_steps": 4}, 4, 0.0),
+        (HELD, 5, 1.0),
+        (HELD, 10, 1.0),
+        (HELD, 15, 0.6),
+        (HELD, 20, 0.2),
+        (WARM | HELD, 0, 0.25),
+        (WARM | HELD, 14, 1.0),
+        (WARM | HELD, 19, 0.6),
     ],
 )
 def test_the_factor_of_a_step(schedule: dict[str, Any], step: int, factor: float) -> None:

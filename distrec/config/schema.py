@@ -206,8 +206,9 @@ class Schedule(Section):
     """Factor on every learning rate as a function of the step."""
 
     warmup_steps: Count = Field(default=0, description="linear from 0 to 1 over these steps")
-    decay: Literal["none", "linear", "cosine"] = Field(default="none", description="shape of the way down, after warm-up")
-    decay_steps: PositiveInt | None = Field(default=None, description="steps from the end of warm-up to final_factor")
+    hold_steps: Count = Field(default=0, description="steps at 1 between warm-up and decay")
+    decay: Literal["none", "linear", "cosine"] = Field(default="none", description="shape of the way down, after hold_steps")
+    decay_steps: PositiveInt | None = Field(default=None, description="steps that the way down to final_factor takes")
     final_factor: Fraction = Field(default=0.0, description="factor at the end of the decay, and after it")
 
     @model_validator(mode="after")
