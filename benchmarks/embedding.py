@@ -1,8 +1,9 @@
 """How many lookups a second does the sharded embedding layer do, forward and with the fused update, beside its parts?
 
-Beside FBGEMM's kernel called by itself, torch's `EmbeddingBag(sparse=True)` with torch's Adagrad, and the floor: each row
-that a batch uses, moved once (forward: read; with the update: read and written), which is held against a plain copy. On one
-rank and on two, also by sharding type; the kernel then has the same share of the lookups and nothing to exchange.
+Beside FBGEMM's kernel called by itself, with its check that ids are in range and without (distrec's layer has it without, for
+the reader has checked them), torch's `EmbeddingBag(sparse=True)` with torch's Adagrad, and the floor: each row that a batch
+uses, moved once (forward: read; with the update: read and written), which is held against a plain copy. On one rank and on
+two, also by sharding type; the kernel then has the same share of the lookups and nothing to exchange.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from distrec import dist
 from distrec.batch import KeyedJaggedTensor
 
 QUESTION = "Embedding lookups a second"
-LAYER, KERNEL = "distrec's layer", "FBGEMM's kernel"
+LAYER, KERNEL, UNCHECKED = "distrec's layer", "FBGEMM's kernel", "FBGEMM's kernel, ids unchecked"
 COPY = "copy of the floor's bytes"
 COPIED = 2**26  # floats
 BATCHES = 4  # different ones, by turns
@@ -72,7 +73,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
 def measure(shape: Shape, ranks: dist.Ranks, rounds: int, once: bool) -> list[Case]:
     """Forward alone, and with backward and update."""
     batches = [draw(shape, seed, ranks.device) for seed in range(BATCHES)]
-    lookups = {LAYER: layer(shape, ranks), KERNEL: kernel(shape, ranks.device)}
+    lookups = {
+        LAYER: layer(shape, ranks),
+        KERNEL: kernel(shape, ranks.device),
+        UNCHECKED: kernel(shape, ranks.device, check=False),
+    }
     source, target = torch.ones(COPIED, device=ranks.device), torch.ones(COPIED, device=ranks.device)
     plain = bags(shape, ranks.device) if shape in WITH_TORCH else None
     moved = sum(unique_rows(batch) for batch in batches) / len(batches) * shape.row_bytes  # a batch

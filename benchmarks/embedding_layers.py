@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 
@@ -105,8 +105,8 @@ def layer(shape: Shape, ranks: dist.Ranks, sharding: str = "table_wise") -> Look
     return lambda batch: sharded(batch).wait().values()
 
 
-def kernel(shape: Shape, device: torch.device) -> LookUp:
-    """The kernel that TorchRec calls, without TorchRec."""
+def kernel(shape: Shape, device: torch.device, check: bool = True) -> LookUp:
+    """The kernel that TorchRec calls, without TorchRec; with `check` it looks first whether ids are in range, its default."""
     cuda = device.type == "cuda"
     place, computes = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
     module = SplitTableBatchedEmbeddingBagsCodegen(
@@ -115,6 +115,7 @@ def kernel(shape: Shape, device: torch.device) -> LookUp:
         weights_precision=PRECISIONS[shape.precision],
         learning_rate=shape.fused.lr,
         eps=shape.fused.eps,
+        bounds_check_mode=BoundsCheckMode.WARNING if check else BoundsCheckMode.NONE,
         device=device,
     )
     module.init_embedding_weights_uniform(-0.01, 0.01)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torchrec.distributed.planner.types import PlannerError
 
@@ -247,6 +248,7 @@ def test_a_fused_kernel_is_given_the_weight_decay(decay: float) -> None:
     made = plans.make_plan(model, {"user": ["table_wise"]}, declared, Cluster(1, 1, "cpu", 2**33), batch_size=8)
     [kernel] = shard.fused_kernels(shard.shard(model, made, torch.device("cpu")))
     given = kernel.optimizer_args
+    assert kernel.bounds_check_mode_int == BoundsCheckMode.NONE.value  # the reader has checked the ids
     found = given.weight_decay, given.weight_decay_mode
     assert found == ((decay, WeightDecayMode.L2.value) if decay else (0.0, WeightDecayMode.NONE.value))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import ShardingType
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -32,7 +35,9 @@ def sharders(comms: Comms | None = None, device: str = "cpu", prefetch: bool = F
         prefetch: whether the train pipeline fetches rows into the caches a step ahead, which the kernels must know.
     """
     codecs = _codecs(comms or Comms(), device)
-    fused = {"prefetch_pipeline": True} if prefetch else None
+    fused: dict[str, Any] = {"bounds_check_mode": BoundsCheckMode.NONE}  # the reader has checked every id, and can name it
+    if prefetch:
+        fused["prefetch_pipeline"] = True
     return [
         AnyDeviceBagSharder(fused_params=fused, qcomm_codecs_registry=codecs),
         EmbeddingCollectionSharder(fused_params=fused, qcomm_codecs_registry=codecs),
