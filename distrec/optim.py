@@ -90,10 +90,10 @@ def _rowwise_adagrad(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, gr
 def _adam(weight: Tensor, rows: Tensor, grad: Tensor, state: dict, group: dict) -> None:
     first, second = group["betas"]
     moved = grad.ne(0).any(dim=1, keepdim=True)
-    mean, square = state["momentum1"][rows], state["momentum2"][rows]
+    mean, square = state["momentum1"][rows], state["exp_avg_sq"][rows]
     mean = torch.where(moved, (mean * first).add_(grad, alpha=1 - first), mean)
     square = torch.where(moved, (square * second).addcmul_(grad, grad, value=1 - second), square)
-    state["momentum1"][rows], state["momentum2"][rows] = mean, square
+    state["momentum1"][rows], state["exp_avg_sq"][rows] = mean, square
     mean, square = mean / (1 - first ** group["step"]), square / (1 - second ** group["step"])
     change = torch.where(moved, mean / (square.sqrt() + group["eps"]), 0.0)
     weight.index_add_(0, rows, change.to(weight.dtype), alpha=-group["lr"])
@@ -106,9 +106,9 @@ def _adam_on_every_row(weight: Tensor, grad: Tensor, state: dict, group: dict) -
         [weight],
         [grad],
         [state["momentum1"]],
-        [state["momentum2"]],
+        [state["exp_avg_sq"]],
         [],
-        [torch.tensor(group["step"] - 1.0, device=weight.device)],  # the kernel counts this step itself
+        [torch.full((), group["step"] - 1.0, device=weight.device)],  # the kernel counts this step; a copied number would wait
         fused=True,
         amsgrad=False,
         beta1=first,
@@ -130,7 +130,7 @@ SLOTS: dict[str, list[tuple[str, Callable[[Tensor], Any]]]] = {
     "sgd": [],
     "adagrad": [("momentum1", lambda weight: weight.shape)],
     "rowwise_adagrad": [("momentum1", lambda weight: weight.shape[:1])],
-    "adam": [("momentum1", lambda weight: weight.shape), ("momentum2", lambda weight: weight.shape)],
+    "adam": [("momentum1", lambda weight: weight.shape), ("exp_avg_sq", lambda weight: weight.shape)],
 }
 
 

@@ -14,6 +14,7 @@ from distrec.batch import Batch
 from distrec.data import Reader
 from distrec.data.catalogue import CatalogueReader
 from distrec.draw import Draw
+from distrec.embeddings.shard import release_cached_rows
 from distrec.engine import Engine
 from distrec.task import Outputs
 
@@ -40,6 +41,7 @@ def outputs(pipeline: TrainPipelineSparseDist, engine: Engine, reader: Reader | 
         UserError: on every rank, what a reader finds on any of them.
     """
     engine.model.eval()
+    release_cached_rows(engine.model)
     with closing(reader.batches(epochs=1)) as batches:
         draw = Draw(batches, reader.steps_per_epoch)
         draw.begin()

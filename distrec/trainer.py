@@ -23,6 +23,7 @@ from distrec.config.schema import Config
 from distrec.data import Reader
 from distrec.dist import Ranks, from_first, lowest, refuse
 from distrec.draw import Draw
+from distrec.embeddings.shard import release_cached_rows
 from distrec.engine import Engine, open_reader
 from distrec.errors import UserError
 from distrec.evaluate import Evaluation, better
@@ -102,6 +103,7 @@ class Trainer:
     def train(self, batches: Iterator[Batch], steps: int) -> None:
         """A segment: `steps` steps without evaluation or checkpoint, at whose end the pipeline is empty."""
         self.engine.model.train()
+        release_cached_rows(self.engine.model)
         self._draw = Draw(batches, steps, self.record.throughput.waiting)
         with self.record.clock.phase("train"):
             self._begin()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen as Kernel
 from small_run import values, write_rows
 from torch import nn
 
@@ -99,7 +100,7 @@ TWO_STEPS: dict[str, Callable[[float, float], tuple[float, dict[str, float]]]] =
     "adagrad": lambda a, b: (-0.1 * (1 + b / math.sqrt(a * a + b * b)), {"momentum1": a * a + b * b}),
     "adam": lambda a, b: (
         -0.1 * (1 + ((0.09 * a + 0.1 * b) / 0.19) / math.sqrt((0.000999 * a * a + 0.001 * b * b) / 0.001999)),
-        {"momentum1": 0.09 * a + 0.1 * b, "momentum2": 0.000999 * a * a + 0.001 * b * b},
+        {"momentum1": 0.09 * a + 0.1 * b, "exp_avg_sq": 0.000999 * a * a + 0.001 * b * b},
     ),
 }
 
@@ -183,8 +184,30 @@ def test_every_row_moves_as_torch_s_adam_moves_it(decay: float) -> None:
         torchs.step()
         torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-6)
     assert bool((weight != before).all(dim=1)[:3].all())  # by momentum alone
-    assert ours.state[weight].keys() == {"momentum1", "momentum2"}
-    torch.testing.assert_close(ours.state[weight]["momentum2"], torchs.state[expected]["exp_avg_sq"])
+    assert ours.state[weight].keys() == {"momentum1", "exp_avg_sq"}
+    torch.testing.assert_close(ours.state[weight]["exp_avg_sq"], torchs.state[expected]["exp_avg_sq"])
+
+
+def test_adam_s_state_has_one_form_whether_a_table_is_replicated_or_sharded(
+    engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FBGEMM has Adam for sharded tables on GPUs only, and the names of its state everywhere."""
+    names = Kernel.get_optimizer_state
+
+    def as_adam(kernel: Kernel) -> list[dict[str, torch.Tensor]]:
+        states = [[torch.zeros_like(weight), torch.ones_like(weight)] for weight in kernel.split_embedding_weights()]
+        adam = {"optimizer": EmbOptimType.ADAM, "use_rowwise_bias_correction": False}
+        return names(SimpleNamespace(**adam, split_optimizer_states=lambda: states))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Kernel, "get_optimizer_state", as_adam)
+    adam, sharded = {"name": "adam", "lr": 0.1}, {"name": "sgd", "lr": 0.1}
+    tables = {
+        "user": {"rows": 50, "dim": 8, "sharding": "data_parallel", "optimizer": adam},
+        "item": {"rows": 40, "dim": 8, "optimizer": sharded},
+    }
+    found = engine(tables=tables).optimizers.state_dict()["tables"]
+    assert found["user"].keys() == found["item"].keys()
+    assert len(found["user"]) == 2
 
 
 # -- all of them, on one rank ----------------------------------------------------------------------------------------

@@ -327,7 +327,6 @@ def test_fp16_tables_train_and_go_on_to_the_last_bit(tmp_path: Path) -> None:
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 ON_GPU = [
-    (["tables.user.precision=bf16"], r'tables\.user\.precision = "bf16" needs a GPU'),
     (["embedding.comms.backward=bf16"], r'embedding\.comms\.backward = "bf16" needs a GPU'),
     (["embedding.replicas=2"], r"embedding\.replicas = 2 needs GPUs"),
     (["train.pipeline=prefetch_sparse_dist", "tables.user.cache=0.1"], r'train\.pipeline = "prefetch_sparse_dist" needs a GPU'),

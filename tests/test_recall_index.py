@@ -173,6 +173,30 @@ def test_it_is_trained_on_the_sample_and_filled_part_by_part(vectors: Vectors, m
     assert len(calls) == 1 + len(list(vectors.blocks()))
 
 
+def test_on_a_gpu_too_there_is_a_sample_for_every_list(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an index that is there, Faiss cannot tell the lists."""
+
+    class OnGpu:
+        is_trained, samples = False, 0
+
+        def __init__(self, index: Any):
+            self.index = index
+
+        def train(self, x: np.ndarray) -> None:
+            OnGpu.samples = len(x)
+            self.index.train(x)
+
+        def add(self, x: np.ndarray) -> None:
+            self.index.add(x)
+
+    monkeypatch.setattr(index_module, "on_gpus", lambda index, factory: OnGpu(index))
+    monkeypatch.setattr(faiss, "index_gpu_to_cpu", lambda there: there.index, raising=False)
+    monkeypatch.setattr(index_module, "UNTRAINED", 7)
+    built = build(vectors, "IVF2,Flat", MODEL)
+    assert OnGpu.samples == 2 * 256
+    assert built.index.ntotal == ROWS
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 256])
 def test_what_is_hidden_is_left_out_and_others_take_its_place(
     at_once: int, vectors: Vectors, items: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch

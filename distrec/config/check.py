@@ -109,9 +109,6 @@ def _device_faults(config: Config) -> Iterator[str]:
 
 def needs_a_gpu(config: Config) -> Iterator[str]:
     """What a config asks for that cannot be had on CPU."""
-    for name, table in config.tables.items():
-        if table.precision == "bf16":
-            yield f'tables.{name}.precision = "bf16" needs a GPU; FBGEMM\'s CPU kernels have fp32 and fp16'
     for way, kind in config.embedding.comms:
         if kind == "bf16":
             yield f'embedding.comms.{way} = "bf16" needs a GPU; TorchRec sends fp32 and fp16 between CPU ranks'

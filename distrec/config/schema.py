@@ -55,7 +55,7 @@ class Table(Section):
     init_scale: PositiveFloat | None = Field(
         default=None, description="bound of `uniform` or standard deviation of `normal`; default: 1/sqrt(rows)"
     )
-    precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="type of the weights; bf16 on GPU only")
+    precision: Literal["fp32", "fp16"] = Field(default="fp32", description="type of the weights: what FBGEMM's kernels train")
     sharding: ShardingTypes = Field(default=(), description="sharding types the planner may use; empty: any")
     optimizer: SparseOptimizer | None = Field(default=None, description="overrides [optimizer.sparse] for this table")
     cache: Share | None = Field(

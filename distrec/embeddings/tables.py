@@ -13,7 +13,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from distrec.config.layout import Layout, Lookup
 from distrec.config.schema import Table
 
-DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
+DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 POOLINGS = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
 BLOCK_ROWS = 65536  # rows drawn from one generator; the unit in which initial weights are reproducible
 

@@ -168,6 +168,7 @@ def round_tables(engine: Engine, precision: Precision) -> None:
         for weights, _, _ in shards:
             for rows in weights.split(QUANTIZED_ROWS):
                 rows.copy_(restore(quantize(rows, precision)))
+    shard.forget_cached_rows(engine.model)
 
 
 def _write_vectors(folder: Path, run: Path, engine: Engine, score: Run) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def build(items: Vectors, factory: str, model: Mapping[str, Any], seed: int = 0)
     made = make(factory, items.rows, items.dim)
     index = on_gpus(made, factory)
     if not index.is_trained:
-        _train(index, items, factory, seed)
+        _train(index, lists_of(made), items, factory, seed)
     trained = time.perf_counter()
     _fill(index, items, factory)
     facts = {
@@ -175,9 +175,10 @@ def on_gpus(index: Any, factory: str) -> Any:
         return index
 
 
-def _train(index: Any, items: Vectors, factory: str, seed: int) -> None:
+def _train(index: Any, lists: int, items: Vectors, factory: str, seed: int) -> None:
+    """Faiss cannot tell the `lists` of an index on GPUs."""
     try:
-        index.train(items.take(items.draw(sample_rows(lists_of(index), items), seed)))
+        index.train(items.take(items.draw(sample_rows(lists, items), seed)))
     except RuntimeError as error:
         raise UserError(
             f"factory {factory!r} cannot learn from {items.rows:,} vectors: {reason(error)}; "
