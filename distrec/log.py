@@ -23,10 +23,7 @@ DEPENDENCY_WARNINGS = [
     (FutureWarning, "`torch.distributed.reduce_scatter_tensor` is deprecated"),
     (FutureWarning, "`torch.distributed.all_gather_into_tensor` is deprecated"),
     (UserWarning, "fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel was not registered"),
-    (
-        UserWarning,
-        "Full backward hook is firing when gradients are computed",
-    ),  # a hook of FBGEMM's, of caches that are prefetched
+    (UserWarning, "Full backward hook is firing when gradients are computed"),  # FBGEMM's, where rows are fetched ahead
     (UserWarning, "`_get_pg_default_device` will be deprecated"),  # this and the next: torchrec 1.6 with torch 2.11
     (UserWarning, "Multiple backends are registered with this ProcessGroup"),
 ]

@@ -44,7 +44,6 @@ def caching(prefetch: bool = True) -> SimpleNamespace:
     """What distrec sees of a kernel with a cache, some of whose rows are locked."""
     return SimpleNamespace(
         prefetch_pipeline=prefetch,
-        lxu_cache_weights=torch.ones(32, 8),
         lxu_cache_locking_counter=torch.ones((1, 32) if prefetch else (0, 0), dtype=torch.int32),
     )
 
@@ -71,16 +70,6 @@ def test_lookups_after_rounding_find_what_was_rounded(trainer: Callable[..., Tra
     monkeypatch.setattr(shard, "fused_kernels", lambda _: [kernel])
     round_tables(engine, "fp16")
     assert seen == [True]
-
-
-def test_a_kernel_without_a_cache_is_left_alone(trainer: Callable[..., Trainer]) -> None:
-    """Those of a CPU are such ones, and have no state of a cache to reset."""
-    engine = trainer().engine
-    assert shard.fused_kernels(engine.model)
-    before = {name: parts[0][0].clone() for name, parts in shard.local_shards(engine.model).items()}
-    shard.release_cached_rows(engine.model)
-    shard.forget_cached_rows(engine.model)
-    assert all(torch.equal(parts[0][0], before[name]) for name, parts in shard.local_shards(engine.model).items())
 
 
 def test_a_hook_of_the_kernels_does_not_reach_the_terminal(trainer: Callable[..., Trainer]) -> None:

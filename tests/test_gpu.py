@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from ranks import run_ranks
 from single_rank import lines, make
 from small_run import values, write_rows
 from toml_text import to_toml
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from distrec import dist
 from distrec.embeddings import shard
+from distrec.export.write import round_tables
+from distrec.pipeline import outputs
 from distrec.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -117,8 +121,8 @@ def test_adam_counts_training_steps_alone(rows: Path, tmp_path: Path) -> None:
 
 def test_batches_are_copied_from_page_locked_memory(rows: Path, tmp_path: Path) -> None:
     with on("cuda") as ranks:
-        reader = make(ranks, rows, tmp_path / "run").readers["train"]
-        with closing(reader.batches()) as batches:
+        trainer = make(ranks, rows, tmp_path / "run")
+        with trainer.record.writer, closing(trainer.readers["train"].batches()) as batches:
             batch = next(batches)
         jagged = [part for ids in (batch.sparse, batch.sequence) if ids is not None for part in (ids.values(), ids.lengths())]
         for part in (batch.dense, batch.labels, batch.weights, batch.normalizer, *jagged):
@@ -128,10 +132,12 @@ def test_batches_are_copied_from_page_locked_memory(rows: Path, tmp_path: Path) 
         assert torch.equal(moved.dense.cpu(), batch.dense)
 
 
-def test_a_step_of_ours_waits_for_the_gpu_once(rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sparse", [{}, {"name": "adam", "every_row": True}])
+def test_a_step_of_ours_waits_for_the_gpu_once(rows: Path, tmp_path: Path, sparse: dict[str, Any]) -> None:
     """To agree on a finite loss before backward moves a row. What TorchRec waits for is its own."""
     with on("cuda") as ranks, warnings.catch_warnings(record=True) as found:
-        trainer = make(ranks, rows, tmp_path / "run", train={"log_every": 1000, "steps": 9})
+        own = {"optimizer": {"sparse": sparse}, "train": {"log_every": 1000, "steps": 9}}
+        trainer = make(ranks, rows, tmp_path / "run", **own)
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
@@ -160,6 +166,71 @@ def test_a_cached_table_learns_what_a_table_on_the_gpu_learns(rows: Path, tmp_pa
     expected = tables(straight)
     for name, weight in tables(resumed).items():
         torch.testing.assert_close(weight, expected[name], atol=1e-4, rtol=1e-3)
+
+
+SCARCE = {  # of 50 and 40 rows, 32 fit
+    "user": {"rows": 50, "dim": 8, "sharding": "table_wise", "cache": 0.5},
+    "item": {"rows": 40, "dim": 8, "sharding": "row_wise", "cache": 0.5},
+}
+AMPLE = {name: table | {"cache": None} for name, table in SCARCE.items()}
+
+
+def test_rows_fetched_ahead_are_those_that_a_step_would_look_up(rows: Path, tmp_path: Path) -> None:
+    """In segments that end with an evaluation, whose rows would stay locked in the cache: no backward lets go of them."""
+    sections = {"data": {"valid": str(rows)}, "evaluate": {"every_steps": 4}}
+    plain = trained("cuda", rows, tmp_path / "plain", tables=AMPLE, **sections)
+    with on("cuda") as ranks:
+        train = {"device": "cuda", "steps": STEPS, "pipeline": "prefetch_sparse_dist"}
+        trainer = make(ranks, rows, tmp_path / "ahead", tables=SCARCE, train=train, **sections)
+        trainer.run()
+        kernels = shard.fused_kernels(trainer.engine.model)
+        assert all(kernel.lxu_cache_weights.numel() for kernel in kernels)
+        expected = tables(plain)
+        for name, weight in tables(trainer).items():
+            torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-4)
+        with closing(trainer.readers["train"].batches(trainer.position)) as batches:
+            trainer.train(batches, 2)
+        assert not any(kernel.lxu_cache_locking_counter.any() for kernel in kernels)
+    assert losses(tmp_path / "ahead") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
+
+
+def test_a_cached_table_is_looked_up_as_it_was_rounded(rows: Path, tmp_path: Path) -> None:
+    trained("cuda", rows, tmp_path / "run", tables=AMPLE)
+    logits = {}
+    for name, tables_of in (("ample", AMPLE), ("scarce", SCARCE)):
+        with on("cuda") as ranks:
+            trainer = make(ranks, rows, tmp_path / "run", "newest", tables=tables_of, train={"device": "cuda"})
+            ask = partial(outputs, trainer.pipeline, trainer.engine, trainer.readers["train"])
+            with trainer.record.writer:
+                before = torch.cat([found["logits"] for found in ask()])
+                round_tables(trainer.engine, "int8")
+                logits[name] = torch.cat([found["logits"] for found in ask()])
+        assert not torch.equal(logits[name], before)
+    torch.testing.assert_close(logits["scarce"], logits["ample"], atol=1e-6, rtol=1e-6)
+
+
+def slots(trainer: Trainer, table: str) -> dict[str, torch.Tensor]:
+    """A table's optimizer state, which one rank holds whole."""
+    state = trainer.optimizers.state_dict()["tables"][table]
+    return {
+        slot: (value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value).cpu()
+        for slot, value in state.items()
+    }
+
+
+@pytest.mark.parametrize(("first", "then"), [("table_wise", "data_parallel"), ("data_parallel", "table_wise")])
+def test_adam_s_state_moves_between_sharded_and_replicated_tables(rows: Path, tmp_path: Path, first: str, then: str) -> None:
+    """Only on a GPU are there kernels of Adam for sharded ones."""
+    user = {"rows": 50, "dim": 8, "optimizer": {"name": "adam", "lr": 0.1}}
+    sharded = [{"user": user | {"sharding": kind}, "item": {"rows": 40, "dim": 8}} for kind in (first, then)]
+    before = trained("cuda", rows, tmp_path / "run", tables=sharded[0])
+    with on("cuda") as ranks:
+        after = make(ranks, rows, tmp_path / "run", "newest", tables=sharded[1], train={"device": "cuda", "steps": STEPS + 3})
+        assert torch.equal(tables(after)["user"], tables(before)["user"])
+        saved, loaded = slots(before, "user"), slots(after, "user")
+        assert saved.keys() == loaded.keys()
+        assert all(value.any() and torch.equal(loaded[slot], value) for slot, value in saved.items())
+        assert after.run().steps == STEPS + 3
 
 
 @pytest.mark.parametrize(("first", "then"), [("cpu", "cuda"), ("cuda", "cpu")])

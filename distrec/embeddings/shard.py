@@ -156,21 +156,18 @@ def release_cached_rows(model: nn.Module) -> None:
     that the cache would be full of their rows for good. And rows are fetched on a stream that does not wait for what was
     written to tables between batches: the host waits for that here.
     """
-    for kernel in _caching_kernels(model):
+    for kernel in fused_kernels(model):
         if kernel.prefetch_pipeline:
-            kernel.lxu_cache_locking_counter.zero_()
-            if kernel.lxu_cache_locking_counter.is_cuda:
+            counter: Any = kernel.lxu_cache_locking_counter  # of the batches that each row is locked for
+            counter.zero_()
+            if counter.is_cuda:
                 torch.cuda.current_stream().synchronize()
 
 
 def forget_cached_rows(model: nn.Module) -> None:
     """After writing to what `local_shards` gives: it has cached rows written back, and leaves them where lookups find them."""
-    for kernel in _caching_kernels(model):
+    for kernel in fused_kernels(model):
         kernel.reset_cache_states()
-
-
-def _caching_kernels(model: nn.Module) -> list[Any]:
-    return [kernel for kernel in fused_kernels(model) if kernel.lxu_cache_weights.numel()]
 
 
 def replicated_tables(model: nn.Module) -> set[str]:
