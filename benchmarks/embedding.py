@@ -30,7 +30,7 @@ LAYER, KERNEL, UNCHECKED = "distrec's layer", "FBGEMM's kernel", "FBGEMM's kerne
 COPY = "copy of the floor's bytes"
 COPIED = 2**26  # floats
 BATCHES = 4  # different ones, by turns
-AMOUNT = 1_000_000  # lookups of a run, at least
+AMOUNT = {"cpu": 1_000_000, "cuda": 100_000_000}  # lookups of a run, at least: a good part of a second
 
 USUAL, TINY = Shape(), Shape(rows=1_000, dim=8, batch=64)
 WITH_TORCH = (TINY, USUAL, replace(USUAL, batch=2048))  # torch's own layer is slow, and not elsewhere in question
@@ -81,7 +81,7 @@ def measure(shape: Shape, ranks: dist.Ranks, rounds: int, once: bool) -> list[Ca
     source, target = torch.ones(COPIED, device=ranks.device), torch.ones(COPIED, device=ranks.device)
     plain = bags(shape, ranks.device) if shape in WITH_TORCH else None
     moved = sum(unique_rows(batch) for batch in batches) / len(batches) * shape.row_bytes  # a batch
-    repeats = 1 if once else -(-AMOUNT // shape.lookups)
+    repeats = 1 if once else -(-AMOUNT[ranks.device.type] // shape.lookups)
     found = []
     for backward, name in ((False, "forward"), (True, "forward, backward, update")):
         runs: dict[str, Run] = {key: partial(work, lookup, batches, repeats, backward) for key, lookup in lookups.items()}

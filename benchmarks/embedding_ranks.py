@@ -29,7 +29,9 @@ def main(found: Path, size: str, rounds: int) -> None:
     """Measure; rank 0 writes the cases."""
     quiet()
     ranks, shape = dist.start(), SHAPES[size]
-    leave([measure(shape, ranks, 1 if size == "tiny" else -(-AMOUNT // shape.lookups), rounds)], found, ranks)
+    leave(
+        [measure(shape, ranks, 1 if size == "tiny" else -(-AMOUNT[ranks.device.type] // shape.lookups), rounds)], found, ranks
+    )
 
 
 def measure(shape: Shape, ranks: dist.Ranks, repeats: int, rounds: int) -> Case:
