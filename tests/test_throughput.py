@@ -95,6 +95,7 @@ def test_memory_is_in_gib_and_a_cpu_run_has_no_gpu_peak():
     assert "system/gpu_peak_gib" not in memory
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpu_peak_outlives_the_allocation():
     throughput = Throughput("cuda")

@@ -86,6 +86,7 @@ def local(value: Any) -> list[Tensor]:
 
 def on_gpu(run: Callable[[], T]) -> tuple[T, int]:
     """What `run` returns, and the most bytes that the allocator had given out while it ran."""
+    gc.collect()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     return run(), torch.cuda.max_memory_allocated() - before
