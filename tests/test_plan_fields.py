@@ -124,7 +124,7 @@ def test_half_the_bytes_take_half_the_time(way: str, part: str) -> None:
 
 
 def test_the_pipeline_is_the_one_that_the_config_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only made, not run: on CPU, TorchRec prefetches nothing and its pipeline refuses."""
+    """Only made, not run: on CPU, TorchRec prefetches nothing and its pipeline refuses. test_caches.py persuades it."""
     monkeypatch.setattr("distrec.engine.needs_a_gpu", lambda _: [])
     monkeypatch.setattr("distrec.config.check._pipeline_faults", lambda _: [])
     for name, kind, told in (
