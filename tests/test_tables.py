@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    CacheAlgorithm,
+    SplitTableBatchedEmbeddingBagsCodegen,
+    WeightDecayMode,
+)
 from torchrec.distributed.planner.types import PlannerError
+from torchrec.modules.embedding_configs import data_type_to_sparse_type
 
 from distrec import dist
 from distrec.config.layout import layout
@@ -310,4 +317,13 @@ def test_bytes_for_people(count: float, said: str) -> None:
 
 
 def test_the_bytes_of_a_table() -> None:
-    assert [plans.table_bytes(Table(rows=10, dim=8, precision=p)) for p in ("fp32", "fp16", "bf16")] == [320, 160, 160]  # type: ignore[arg-type]
+    assert [plans.table_bytes(Table(rows=10, dim=8, precision=p)) for p in ("fp32", "fp16")] == [320, 160]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", get_args(Table.model_fields["precision"].annotation))
+def test_weights_have_a_type_that_kernels_on_a_gpu_are_made_for(precision: str) -> None:
+    """FBGEMM's refuse others when they are built, whether they have a cache or not."""
+    kernel = MagicMock(use_cpu=False, current_device=torch.device("cpu"))
+    kind = data_type_to_sparse_type(tables.DATA_TYPES[precision])
+    none = SimpleNamespace(total_cache_hash_size=0)
+    SplitTableBatchedEmbeddingBagsCodegen._apply_cache_state(kernel, none, CacheAlgorithm.LRU, 0.1, 0, 0.0, kind)
