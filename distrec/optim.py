@@ -126,7 +126,7 @@ UPDATES: dict[str, Callable[[Tensor, Tensor, Tensor, dict, dict], None]] = {
     "rowwise_adagrad": _rowwise_adagrad,
     "adam": _adam,
 }
-# By the names that TorchRec has for the state of FBGEMM's kernels: the first is always momentum1, others are called as in torch.
+# By the names that TorchRec has for the state of FBGEMM's kernels: the first is momentum1, others are called as in torch.
 SLOTS: dict[str, list[tuple[str, Callable[[Tensor], Any]]]] = {
     "sgd": [],
     "adagrad": [("momentum1", lambda weight: weight.shape)],
