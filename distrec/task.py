@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from distrec.batch import Batch
 from distrec.config.layout import Layout
@@ -32,7 +32,8 @@ class RankingTask(nn.Module):
         """Loss of the batch (), and what metrics need: `logits` (B, T), `labels` (B, T), `weights` (B,), `groups` (B,)."""
         pooled = self.embeddings.bags(batch.sparse) if self.embeddings.bags is not None else None
         sequences = self.embeddings.sequences(batch.sequence) if self.embeddings.sequences is not None else None
-        return self.head(batch.dense, pooled, sequences, batch.labels, batch.weights, batch.normalizer, batch.groups)
+        given = batch.dense, batch.sparse, pooled, sequences
+        return self.head(*given, batch.labels, batch.weights, batch.normalizer, batch.groups)
 
 
 class RankingHead(nn.Module):
@@ -49,6 +50,7 @@ class RankingHead(nn.Module):
     def forward(
         self,
         dense: Tensor,
+        sparse: KeyedJaggedTensor | None,
         pooled: KeyedTensor | None,
         sequences: Mapping[str, JaggedTensor] | None,
         labels: Tensor,
@@ -57,7 +59,7 @@ class RankingHead(nn.Module):
         groups: Tensor | None,
     ) -> tuple[Tensor, Outputs]:
         """See `RankingTask.forward`."""
-        inputs = self._inputs(dense, pooled, sequences)
+        inputs = self._inputs(dense, sparse, pooled, sequences)
         with torch.autocast(dense.device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None):
             result = self.model(inputs)
         logits, auxiliary = result if isinstance(result, tuple) else (result, {})
@@ -73,19 +75,28 @@ class RankingHead(nn.Module):
 
 
 class Inputs:
-    """Gives looked-up rows the names by which models know them."""
+    """Gives looked-up rows the names by which models know them, and makes means of sums."""
 
     def __init__(self, layout: Layout):
         self._bags = [f.name for f in layout.bags]
+        self._means = [i for i, f in enumerate(layout.bags) if f.pooling == "mean"]
         self._histories = [f.name for f in layout.sequences if f.pooling is None]
         self._pooled_late = {f.name: f.pooling for f in layout.sequences if f.pooling is not None}
 
-    def __call__(self, dense: Tensor, pooled: KeyedTensor | None, sequences: Mapping[str, JaggedTensor] | None) -> Embedded:
-        """A batch of a model."""
+    def __call__(
+        self,
+        dense: Tensor,
+        sparse: KeyedJaggedTensor | None,
+        pooled: KeyedTensor | None,
+        sequences: Mapping[str, JaggedTensor] | None,
+    ) -> Embedded:
+        """A batch of a model; `pooled` holds the sums of the rows that `sparse` looked up."""
         by_name: dict[str, Tensor] = {}
-        if pooled is not None:
+        if sparse is not None and pooled is not None:
             found = pooled.to_dict()
             by_name |= {name: found[name] for name in self._bags}  # by key: the order of a sharded result follows the plan
+            lengths = sparse.lengths().view(len(self._bags), -1, 1).clamp(min=1)
+            by_name |= {self._bags[i]: by_name[self._bags[i]] / lengths[i] for i in self._means}
         if sequences is not None:
             by_name |= {name: POOL[mode](jagged(sequences[name])) for name, mode in self._pooled_late.items()}
         histories = {name: jagged(sequences[name]) for name in self._histories} if sequences is not None else {}

@@ -21,10 +21,11 @@ from trained_cases import (
     DIM,
     EPOCHS,
     LR,
-    NUMBERS,
     OPTIMIZERS,
+    POOLING,
     SHARDING,
     SHARES,
+    SIDES,
     TABLE_OF,
     TASK_WEIGHTS,
     Case,
@@ -137,9 +138,10 @@ class Reference:
         )
 
     def pool(self, feature: str, rows: list[int]) -> Tensor:
-        """(len(rows), DIM): the mean of each row's vectors, 0 where it has none."""
+        """(len(rows), DIM): the sum or the mean of each row's vectors, 0 where it has none."""
         ids = [np.atleast_1d(np.asarray(self.columns[feature][row], dtype=np.int64)) for row in rows]
-        return torch.stack([self.tables[TABLE_OF[feature]][i].sum(0) / max(1, len(i)) for i in ids])
+        by = [max(1, len(i)) if POOLING[feature] == "mean" else 1 for i in ids]
+        return torch.stack([self.tables[TABLE_OF[feature]][i].sum(0) / n for i, n in zip(ids, by, strict=True)])
 
     def jagged(self, feature: str, rows: list[int]) -> Jagged:
         lists = [self.columns[feature][row] for row in rows]
@@ -195,4 +197,4 @@ def spec_of(case: Case, sequences: tuple[str, ...], side: str | None) -> InputSp
 
 def side_of(case: Case, feature: str) -> str:
     """Which vector of a retriever a feature goes into."""
-    return NUMBERS.get(feature) or ("item" if feature in case.item_features else "query")
+    return SIDES.get(feature) or ("item" if feature in case.item_features else "query")

@@ -4,11 +4,6 @@ import itertools
 
 import pytest
 
-from distrec.config.layout import layout
-from distrec.config.schema import Features, SparseOptimizer, Table
-from distrec.embeddings.plan import allowed_types
-from distrec.errors import UserError
-
 KINDS = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard")
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adam_every_row")
 COLUMNS_SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
@@ -30,13 +25,3 @@ def test_a_sharded_model_learns_what_a_whole_one_learns(sharding_on, world: int,
     assert kind in found["used"].split(",")
     assert found["logits"] < 2e-6, found
     assert found["rows"] < 2e-6, found
-
-
-def test_mean_pooling_is_never_sharded_by_grid() -> None:
-    """TorchRec's gradients are wrong there, so the planner must not choose it and a user cannot."""
-    table = Table(rows=10, dim=8)
-    features = layout(Features(sparse=({"name": "f", "table": "t", "pooling": "mean"},)), {"t": table})
-    sgd = SparseOptimizer(name="sgd")
-    assert "grid_shard" not in allowed_types(features, {"t": table}, (), sgd, "cuda")["t"]
-    with pytest.raises(UserError, match="gradients are wrong"):
-        allowed_types(features, {"t": table}, ("grid_shard",), sgd, "cuda")

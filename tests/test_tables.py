@@ -162,7 +162,7 @@ SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
         ({"device": "cuda", "optimizer": "rowwise_adagrad"}, ALL - SPLIT, UNPOOLED - SPLIT),
         ({"device": "cuda", "optimizer": "rowwise_adagrad", "decay": 0.1}, ALL - SPLIT, UNPOOLED - SPLIT),
         ({"device": "cuda", "optimizer": "adam", "every_row": True}, {"data_parallel"}, {"data_parallel"}),
-        ({"device": "cuda", "pooled": "mean"}, ALL - {"grid_shard"}, UNPOOLED),
+        ({"device": "cuda", "pooled": "mean"}, ALL, UNPOOLED),
         ({"device": "cuda", "default": ("row_wise", "table_wise")}, {"row_wise", "table_wise"}, {"row_wise", "table_wise"}),
         ({"device": "cuda", "default": ("row_wise",), "sharding": ("table_wise",)}, {"table_wise"}, {"row_wise"}),
         ({"device": "cuda", "optimizer": "rowwise_adagrad", "sharding": ("grid_shard", "row_wise")}, {"row_wise"}, None),
@@ -181,7 +181,6 @@ def test_what_the_planner_may_choose_from(options: dict[str, Any], user: set[str
             {"optimizer": "rowwise_adagrad", "sharding": ("column_wise",)},
             ["table 'user': column_wise would change the result", "averages over", "use data_parallel or table_wise"],
         ),
-        ({"pooled": "mean", "sharding": ("grid_shard",)}, ["grid_shard would change the result", "pooled by mean"]),
         (
             {"default": ("table_row_wise",)},
             ["table 'item': it serves unpooled lookups, which cannot be sharded table_row_wise"],

@@ -10,14 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-DIM, USERS, ITEMS, GENRES = 4, 17, 13, 5
+DIM, USERS, ITEMS, GENRES, WORDS, COLOURS = 8, 17, 13, 5, 7, 6
 ROWS, BATCH, EPOCHS = 75, 13, 2  # rows of a rank's batch; two ranks have 37 and 38 rows, and so unequal last batches
 SHARES = [(rank * ROWS // 2, (rank + 1) * ROWS // 2) for rank in range(2)]  # the rows of each of two ranks
 LR, TASK_WEIGHTS = 0.2, (1.0, 0.5)
-OPTIMIZERS = {"user": "sgd", "item": "adagrad", "genre": "sgd"}
-SHARDING = {"user": "data_parallel", "item": "row_wise", "genre": "table_wise"}
-TABLE_OF = {"user": "user", "genres": "genre", "item": "item", "history": "item"}
-NUMBERS = {"x": "query", "price": "item"}
+# Of one collection tables lie in every way, and lists are pooled by their sum here, by their mean there.
+ROWS_OF = {"user": USERS, "item": ITEMS, "genre": GENRES, "word": WORDS, "colour": COLOURS}
+OPTIMIZERS = {"user": "sgd", "item": "adagrad", "genre": "sgd", "word": "sgd", "colour": "adagrad"}
+SHARDING = {"user": "data_parallel", "item": "row_wise", "genre": "row_wise", "word": "table_wise", "colour": "column_wise"}
+TABLE_OF = {"user": "user", "genres": "genre", "words": "word", "colours": "colour", "item": "item", "history": "item"}
+POOLING = {"user": "mean", "genres": "mean", "words": "sum", "colours": "mean", "item": "mean"}
+SIDES = {"x": "query", "price": "item"}  # of numbers; ids go by `Case.item_features`
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Case:
     params: dict[str, Any] = field(default_factory=dict)
     retrieval: dict[str, Any] | None = None  # of a retriever: its loss
     dense: tuple[str, ...] = ("x", "price")
-    sparse: tuple[str, ...] = ("user", "genres", "item")
-    item_features: tuple[str, ...] = ("item", "genres", "price")
+    sparse: tuple[str, ...] = ("user", "genres", "words", "colours", "item")
+    item_features: tuple[str, ...] = ("item", "genres", "colours", "price")
 
 
 WHOLE: dict[str, Any] = {"dense": (), "sparse": ("user", "item"), "item_features": ("item",)}
@@ -61,6 +64,7 @@ def write_log(folder: Path) -> dict[str, Any]:
     """
     draw = np.random.default_rng(0)
     genres = [draw.choice(GENRES, n, replace=False).tolist() for n in draw.integers(0, 4, ITEMS)]
+    colours = [draw.choice(COLOURS, n, replace=False).tolist() for n in draw.integers(0, 4, ITEMS)]
     price = draw.normal(size=ITEMS)
     item = draw.integers(0, ITEMS, ROWS)
     histories = [draw.integers(0, ITEMS, n).tolist() for n in draw.integers(0, 5, ROWS)]
@@ -68,6 +72,8 @@ def write_log(folder: Path) -> dict[str, Any]:
         "user": draw.integers(0, USERS, ROWS),
         "item": item,
         "genres": [genres[i] for i in item],
+        "colours": [colours[i] for i in item],
+        "words": [draw.integers(0, WORDS, n).tolist() for n in draw.integers(0, 4, ROWS)],
         "history": [[] if BATCH <= row < 2 * BATCH else history for row, history in enumerate(histories)],
         "x": draw.normal(size=ROWS),
         "price": price[item],
@@ -76,7 +82,7 @@ def write_log(folder: Path) -> dict[str, Any]:
         "weight": draw.uniform(0.5, 2.0, ROWS),
     }
     _write(folder / "train", columns)
-    _write(folder / "items", {"item": np.arange(ITEMS), "genres": genres, "price": price})
+    _write(folder / "items", {"item": np.arange(ITEMS), "genres": genres, "colours": colours, "price": price})
     return columns
 
 
@@ -104,7 +110,7 @@ def case_values(name: str, data: Path, folder: Path) -> dict[str, Any]:
         "tables": {table: _table(table) for table in sorted(tables)},
         "features": {
             "dense": list(case.dense),
-            "sparse": [{"name": f, "table": TABLE_OF[f], "pooling": "mean"} for f in case.sparse],
+            "sparse": [{"name": f, "table": TABLE_OF[f], "pooling": POOLING[f]} for f in case.sparse],
             "sequence": [{"name": f, "table": TABLE_OF[f], "max_length": 4} for f in sequences],
         },
         "model": {"name": case.model, "params": case.params},
@@ -119,6 +125,5 @@ def case_values(name: str, data: Path, folder: Path) -> dict[str, Any]:
 
 
 def _table(name: str) -> dict[str, Any]:
-    rows = {"user": USERS, "item": ITEMS, "genre": GENRES}[name]
     optimizer = {"name": OPTIMIZERS[name], "lr": LR}
-    return {"rows": rows, "dim": DIM, "init_scale": 0.5, "sharding": SHARDING[name], "optimizer": optimizer}
+    return {"rows": ROWS_OF[name], "dim": DIM, "init_scale": 0.5, "sharding": SHARDING[name], "optimizer": optimizer}

@@ -20,7 +20,6 @@ from distrec.embeddings.shortage import Shortage, find_shortage
 from distrec.errors import UserError
 
 # A plan must not change what is learned. Row-wise Adagrad averages over a row's columns, and a column shard has only some.
-# And where any table of a collection is pooled by mean, TorchRec 1.8 gets the gradients of its grid shards wrong.
 COLUMNS_SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
 UNITS = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 
@@ -35,12 +34,11 @@ def allowed_types(
             a cache where there is no GPU.
     """
     unpooled = {f.table for f in layout.sequences}
-    averaged = any(f.pooling == "mean" for f in layout.bags)
     chosen: dict[str, list[str]] = {}
     for name, table in tables.items():
         update = table.optimizer or optimizer
         known = SEQUENCE_TYPES if name in unpooled else BAG_TYPES
-        wrong, cached = _wrong_types(update, averaged), table.cache is not None
+        wrong, cached = _wrong_types(update), table.cache is not None
         if cached and device == "cpu":
             raise UserError(f"table {name!r}: a cache on the GPU needs one; remove tables.{name}.cache, or train on cuda")
         able = [t for t in known if t not in wrong and _has_kernel(t, name in unpooled, update, device, cached)]
@@ -51,13 +49,10 @@ def allowed_types(
     return chosen
 
 
-def _wrong_types(optimizer: SparseOptimizer, averaged: bool) -> dict[str, str]:
+def _wrong_types(optimizer: SparseOptimizer) -> dict[str, str]:
     """Sharding types with which a table would learn something else, and why."""
     split = "its column shards do not see whole rows, which rowwise_adagrad averages over"
-    wrong = dict.fromkeys(COLUMNS_SPLIT, split) if optimizer.name == "rowwise_adagrad" else {}
-    return wrong | (
-        {"grid_shard": "TorchRec's gradients are wrong with it when any feature is pooled by mean"} if averaged else {}
-    )
+    return dict.fromkeys(COLUMNS_SPLIT, split) if optimizer.name == "rowwise_adagrad" else {}
 
 
 def _no_type(

@@ -14,7 +14,6 @@ from distrec.config.layout import Layout, Lookup
 from distrec.config.schema import Table
 
 DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
-POOLINGS = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
 BLOCK_ROWS = 65536  # rows drawn from one generator; the unit in which initial weights are reproducible
 
 
@@ -28,7 +27,11 @@ class Embeddings(nn.Module):
 
 
 def build(layout: Layout, tables: Mapping[str, Table], device: str = "meta") -> Embeddings:
-    """Collections for the layout's lookups; weights are left for `initialize` (or a checkpoint) to fill."""
+    """Collections for the layout's lookups; weights are left for `initialize` (or a checkpoint) to fill.
+
+    Bags are pooled by their sum, and `distrec.task.Inputs` divides: TorchRec 1.8 divides by itself where a table is sharded
+    row-wise, and then all features of the collection, so that the mean of one that lies otherwise is divided twice.
+    """
     bags = [_bag_config(name, tables[name], features) for name, features in _by_table(layout.bags).items()]
     sequences = [_sequence_config(name, tables[name], features) for name, features in _by_table(layout.sequences).items()]
     return Embeddings(
@@ -93,7 +96,7 @@ def _bag_config(name: str, table: Table, features: Sequence[Lookup]) -> Embeddin
         embedding_dim=table.dim,
         feature_names=[f.name for f in features],
         data_type=DATA_TYPES[table.precision],
-        pooling=POOLINGS[features[0].pooling or "sum"],
+        pooling=PoolingType.SUM,
         init_fn=_leave,
     )
 

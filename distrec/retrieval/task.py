@@ -60,7 +60,7 @@ class RetrievalHead(nn.Module):
         self, batch: Batch, pooled: KeyedTensor | None, sequences: Mapping[str, JaggedTensor] | None
     ) -> tuple[Tensor, Outputs]:
         """See `RetrievalTask.forward`."""
-        query, item = self._vectors(batch, self._inputs(batch.dense, pooled, sequences))
+        query, item = self._vectors(batch, self._inputs(batch.dense, batch.sparse, pooled, sequences))
         if not self.training:
             found = {"query": query, "item": item, "items": batch.items, "weights": batch.weights}
             outputs = {name: value for name, value in found.items() if value is not None}

@@ -62,7 +62,7 @@ def config(kind: str, optimizer: str, device: str = "cpu") -> Config:
                 "sparse": [
                     {"name": "a1", "table": "a"},
                     {"name": "a2", "table": "a"},
-                    {"name": "b1", "table": "b", "pooling": pooling_of_b(kind)},
+                    {"name": "b1", "table": "b", "pooling": "mean"},
                     {"name": "target", "table": "movie"},
                 ],
                 "sequence": [{"name": "history", "table": "movie", "max_length": 5}],
@@ -91,11 +91,6 @@ def update(optimizer: str) -> dict:
 def optimizer_of_movie(optimizer: str) -> str:
     """Adam has no kernel on CPU for a table with a history."""
     return "adagrad" if optimizer.startswith("adam") else optimizer
-
-
-def pooling_of_b(kind: str) -> str:
-    """Mean, but where TorchRec cannot."""
-    return "sum" if kind == "grid_shard" else "mean"
 
 
 def decay_of_b(kind: str, optimizer: str, device: str) -> float:
@@ -131,10 +126,10 @@ def batch(rank: int, world: int, step: int) -> Batch:
 class Reference:
     """All tables whole, all ranks' rows in one batch."""
 
-    def __init__(self, kind: str, optimizer: str, tables: dict[str, Tensor], model: nn.Module, world: int, decay: float = 0.0):
+    def __init__(self, optimizer: str, tables: dict[str, Tensor], model: nn.Module, world: int, decay: float = 0.0):
         self.decay = {"a": 0.0, "b": decay, "movie": 0.0}
         self.tables = {name: weight.clone().requires_grad_() for name, weight in tables.items()}
-        self.model, self.world, self.optimizer, self.pooling = model, world, optimizer, pooling_of_b(kind)
+        self.model, self.world, self.optimizer = model, world, optimizer
         self.first = {name: torch.zeros_like(w) for name, w in self.tables.items()}
         self.second = {name: torch.zeros_like(w) for name, w in self.tables.items()}
 
@@ -178,7 +173,7 @@ class Reference:
         pooled = {
             "a1": self.pool(b.sparse, "a1", "a", "sum"),
             "a2": self.pool(b.sparse, "a2", "a", "sum"),
-            "b1": self.pool(b.sparse, "b1", "b", self.pooling),
+            "b1": self.pool(b.sparse, "b1", "b", "mean"),
             "target": self.pool(b.sequence, "target", "movie", "sum"),
         }
         history = b.sequence["history"]
@@ -200,7 +195,7 @@ def compare(kind: str, optimizer: str, ranks: dist.Ranks) -> dict[str, float | s
     spec = InputSpec(1, engine.layout.pooled_dims, engine.layout.sequence_dims, 1)
     model = build("din", engine.config.model.params, spec)
     decay = decay_of_b(kind, optimizer, ranks.device.type)
-    reference = Reference(kind, optimizer, whole_tables(engine), model, ranks.world, decay)
+    reference = Reference(optimizer, whole_tables(engine), model, ranks.world, decay)
     off = 0.0
     for step in range(STEPS):
         expected = reference.step(step)[ranks.rank]
