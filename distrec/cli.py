@@ -57,7 +57,7 @@ def train(
             plan_table(trainer.engine)
         outcome = trainer.run()
         if ranks.first:
-            report(outcome, run, str(config), overrides or [])
+            report(outcome, run, str(config), overrides or [], (ranks.world // ranks.local_world, ranks.local_world))
     if outcome.stopped_by:
         raise typer.Exit(128 + signal.Signals[outcome.stopped_by])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 DEFAULTS = {
@@ -10,6 +11,13 @@ DEFAULTS = {
     # the TLB (benchmarks/huge_pages.py). Torch reads it at its first allocation.
     HUGE_PAGES: "1",
 }
+
+
+def component_path() -> str:
+    """TorchX's component as it can be named from here: in the checkout as documents do, elsewhere by its whole path."""
+    component = Path("launch/component.py")
+    found = Path(__file__).parents[1] / component
+    return str(component if component.exists() or not found.exists() else found)
 
 
 def prepare() -> None:

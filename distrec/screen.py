@@ -19,6 +19,7 @@ from rich.progress import Progress as RichBar
 from rich.table import Table as RichTable
 
 from distrec.config.schema import Config
+from distrec.environment import component_path
 from distrec.log import Progress
 
 if TYPE_CHECKING:
@@ -136,26 +137,50 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> None:
     _pairs(title, [(name, f"{value:.5g}") for name, value in metrics.items()])
 
 
-def report(outcome: Report, config: Config, config_path: str, overrides: Sequence[str]) -> None:
-    """How a run ended, where its time went, and what to do next."""
+def report(
+    outcome: Report, config: Config, config_path: str, overrides: Sequence[str], world: tuple[int, int] = (1, 1)
+) -> None:
+    """How a run ended, where its time went, and what to do next; `world` is the nodes and the ranks of each."""
     rows = [(tag, f"{value:.5f}") for tag, value in outcome.metrics.items()]
     rows += [(name, f"{value:.5f}") for name, value in _known_best(config).items()]
     rows += [(tag, _rate(tag, value)) for tag, value in outcome.throughput.items() if math.isfinite(value)]
     rows += [(f"time/{phase}", _duration(seconds)) for phase, seconds in outcome.seconds.items()]
     _pairs(f"{config.name}: {_ending(outcome)}", rows)
+    if outcome.best_step not in (None, outcome.steps):
+        console.print(_best(outcome))
     console.print("Next:")
-    for what, command in _next(config, shlex.join([config_path, *overrides])):
+    for what, command in _next(outcome, config, _again(outcome, config, config_path, overrides, world)):
         console.print(f"  {what + ':':<16}{command}")
     console.print("  your own data:  README.md, “Your own data”")
 
 
-def _next(config: Config, words: str) -> Iterator[tuple[str, str]]:
+def _best(outcome: Report) -> str:
+    """Which step the numbers are of, where the best is not the last: the two are easily taken for each other."""
+    test = "test/… is of and " if any(tag.startswith("test/") for tag in outcome.metrics) else ""
+    best = f"best on data.valid: step {outcome.best_step}, which {test}evaluate and export take"
+    return f"{best}; valid/… is of step {outcome.steps}"
+
+
+def _again(outcome: Report, config: Config, path: str, overrides: Sequence[str], world: tuple[int, int]) -> str:
+    """The command that goes on with a run on as many ranks; of a run that is through, with more to do."""
+    nodes, ranks = world
+    if nodes > 1:
+        return "the command that started it, with --resume newest"
+    more = f"train.steps={2 * outcome.steps}" if config.train.steps else f"train.epochs={(config.train.epochs or 1) + 1}"
+    words = [*overrides, *[more] * (outcome.steps == outcome.total_steps)]
+    if ranks == 1:
+        return shlex.join(["distrec", "train", path, *words, "--resume"])
+    component = ["torchx", "run", "-s", "local_cwd", f"{component_path()}:train"]
+    return shlex.join([*component, "--config", path, "-j", f"1x{ranks}", "--resume", "newest", *words])
+
+
+def _next(outcome: Report, config: Config, again: str) -> Iterator[tuple[str, str]]:
     """What may follow a run, and the command."""
     folder = shlex.quote(config.run_folder)
     yield "look at it", f"tensorboard --logdir {folder}"
     if config.data.valid or config.data.test:
         yield "score it again", f"distrec evaluate {folder}" + ("" if config.data.valid else " --split test")
-    yield "go on with it", f"distrec train {words} --resume"
+    yield "train longer" if outcome.steps == outcome.total_steps else "go on with it", again
     yield "export it", f"distrec export {folder}"
     if config.retrieval is not None:
         yield "index it", f"distrec index {folder}"

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from distrec.environment import component_path
 from distrec.profile.draft import Draft
 from distrec.profile.numeric import DenseDraft
 from distrec.profile.roles import Role
@@ -46,7 +47,7 @@ def _head(draft: Draft) -> Iterator[str]:
     yield _one_line(f"# Drafted by `distrec init {' '.join(map(shlex.quote, draft.given))}`")
     yield f"# from {seen} to train on, and the footers of all files. Read the reasons, and change what you know better."
     yield from ("#", "# distrec check my.toml", "# distrec train my.toml")
-    yield "# torchx run -s local_cwd launch/component.py:train --config my.toml -j 1x2"
+    yield _one_line(f"# torchx run -s local_cwd {shlex.quote(component_path())}:train --config my.toml -j 1x2")
     yield f"name = {quoted(draft.name)}"
 
 
