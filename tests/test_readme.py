@@ -49,7 +49,7 @@ def test_the_models_of_ones_own_train(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_tree_names_every_module() -> None:
-    tree = block("", "launch/component.py")
+    tree = block("", "launch/component.py   ")
     modules = {p.stem if p.suffix else p.name for p in (ROOT / "distrec").iterdir() if p.suffix == ".py" or p.is_dir()}
     missing = {m for m in modules - {"__init__", "__pycache__"} if not re.search(rf"\b{m}(\.py|/)", tree)}
     assert len(modules) > 10

@@ -116,7 +116,7 @@ def write_programs(folder: Path, engine: Engine, programs: Programs) -> dict[str
     """Write the dense graph: a ranker's, or that of a retriever's queries.
 
     Returns:
-        `name`, `files`, `inputs` in order, and with ONNX the largest `difference` from the model that was seen.
+        `name`, `files`, `inputs` and `outputs` in order, and with ONNX the largest `difference` from the model that was seen.
 
     Raises:
         UserError: the model cannot be exported, or ONNX says something else than the model.
@@ -129,11 +129,18 @@ def write_programs(folder: Path, engine: Engine, programs: Programs) -> dict[str
         raise UserError(
             f"model {engine.config.model.name!r} cannot be traced by torch.export: {error}; try --program none"
         ) from error
-    facts: dict[str, Any] = {"name": name, "inputs": graph.names}
+    facts: dict[str, Any] = {"name": name, "inputs": graph.names, "outputs": outputs_of(engine.config)}
     if programs == "onnx":
         files.append(f"{name}.onnx")
         facts["difference"] = export_onnx(graph, program, folder / files[1])
     return facts | {"files": files}
+
+
+def outputs_of(config: Config) -> list[dict[str, str]]:
+    """What the columns of the program's output are: a ranker's tasks, or all of them a retriever's vector."""
+    if config.retrieval is not None:
+        return [{"name": "query", "kind": "vector"}]
+    return [{"name": task.name, "kind": task.kind} for task in config.tasks]
 
 
 def graph_of(engine: Engine) -> tuple[str, Graph]:
