@@ -16,6 +16,7 @@ from retrieval_rows import expected, given, leave_one_out, on_disk, read, same, 
 
 from benchmarks.prepare import apart
 from benchmarks.raw_files import write_log
+from distrec.errors import UserError
 from distrec.prepare.retrieval import buckets as buckets_module
 from distrec.prepare.retrieval import interactions as interactions_module
 from distrec.prepare.retrieval.interactions import interactions
@@ -55,6 +56,26 @@ def small_buckets(monkeypatch):
     monkeypatch.setattr(buckets_module, "ROWS_A_WRITE", 50)
     monkeypatch.setattr("distrec.prepare.retrieval.tabular.ROWS", 40)
     monkeypatch.setattr("distrec.prepare.retrieval.numbering.PENDING", 30)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize("label", [[1, 0], [0.5, None, -1.0], [True, False, None]], ids=["integers", "numbers", "booleans"])
+def test_only_what_was_taken_counts(tmp_path, suffix, label):
+    log = drawn_log(rows=200)
+    labels = [label[i % len(label)] for i in range(len(log))]
+    path = write(tmp_path / f"log{suffix}", log, click=pa.array(labels))
+    interactions([[path], (), ()], tmp_path, columns=LogColumns("who", "what", "when", label="click"))
+    taken = [event for event, value in zip(log, labels, strict=True) if value is not None and value > 0]
+    assert 0 < len(taken) < len(log)
+    same(on_disk(tmp_path / "retrieval"), expected(taken, leave_one_out))
+
+
+def test_a_label_that_is_no_number_or_never_true_is_refused(tmp_path):
+    path = write(tmp_path / "log.parquet", drawn_log(rows=5), click=pa.array([0] * 8), kind=pa.array(["view"] * 8))
+    with pytest.raises(UserError, match="column 'kind' holds string; a label is a number or a boolean"):
+        interactions([[path], (), ()], tmp_path, columns=LogColumns("who", "what", "when", label="kind"))
+    with pytest.raises(UserError, match="there is no interaction, where 'click' is over 0, in"):
+        interactions([[path], (), ()], tmp_path, columns=LogColumns("who", "what", "when", label="click"))
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])

@@ -56,7 +56,8 @@ def interactions(
         files: of train, or of train, valid and test for a split by files: Parquet or CSV files, folders or patterns each.
         out: folder for the dataset.
         columns: what the log calls users, items, times and what describes the user or the moment. A training row has the
-            features of its own interaction, a query those of its first target.
+            features of its own interaction, a query those of its first target. With a label, only rows where it is over 0
+            count: a log of what was shown also holds what nobody took.
         items: the catalogue; default: all items of the log, without features or names.
         splitting: how interactions are divided.
         repeats: `first`: of a user's interactions with one item the first counts, in whatever split. `all`: each is a
@@ -149,7 +150,8 @@ def _dealt(log: Log, paths: Sequence[Sequence[Path]], buckets: Buckets, progress
             progress(buckets.rows, 0)
     buckets.close()
     if not buckets.rows:
-        raise UserError(f"there is no interaction in {', '.join(str(path) for of_split in paths for path in of_split)}")
+        where = "" if log.columns.label is None else f", where {log.columns.label!r} is over 0,"
+        raise UserError(f"there is no interaction{where} in {', '.join(str(path) for of_split in paths for path in of_split)}")
     return distinct.sorted()
 
 

@@ -11,7 +11,7 @@ import polars as pl
 from distrec.errors import UserError
 from distrec.prepare.description import Column
 from distrec.prepare.retrieval.tabular import Block, blocks
-from distrec.prepare.retrieval.values import FEATURES, features, ids, times
+from distrec.prepare.retrieval.values import FEATURES, features, ids, taken, times
 
 USER, ITEM, TIME = "@user", "@item", "@time"  # names that no column of a log is likely to have
 
@@ -24,6 +24,7 @@ class LogColumns:
     item: str
     time: str
     features: Sequence[str] = ()  # of the user or the moment
+    label: str | None = None  # only rows where it is over 0 are interactions; None: all are
 
 
 @dataclass
@@ -41,10 +42,12 @@ class Log:
                 an earlier file.
         """
         names = self.columns
-        for block in blocks(file, (names.user, names.item, names.time, *names.features), text=(names.user, names.item)):
+        read = dict.fromkeys((names.user, names.item, names.time, *names.features, *filter(None, [names.label])))
+        for block in blocks(file, tuple(read), text=(names.user, names.item)):
             plain = ((USER, names.user, ids), (ITEM, names.item, ids), (TIME, names.time, times))
             columns = [*plain, *((name, name, features) for name in names.features)]
-            yield pl.DataFrame([self._column(block, name, convert).alias(called) for called, name, convert in columns])
+            frame = pl.DataFrame([self._column(block, name, convert).alias(called) for called, name, convert in columns])
+            yield frame if names.label is None else frame.filter(taken(block, names.label))
 
     def kind(self, column: str) -> str:
         """What a column of the files read so far holds: `integers` or `text`, or a key of `FEATURES`."""

@@ -70,6 +70,18 @@ def features(block: Block, name: str) -> tuple[str, pl.Series]:
     return kind, pl.Series(name, found.cast(FEATURES[kind].type))
 
 
+def taken(block: Block, name: str) -> pl.Series:
+    """Whether a label is over 0; where it is null, it is not.
+
+    Raises:
+        UserError: a column of another type than numbers and booleans.
+    """
+    found = _plain(block, name)
+    if _kind(found.type) not in ("integers", "numbers", "booleans"):
+        raise UserError(f"{block.file}: column {name!r} holds {found.type}; a label is a number or a boolean")
+    return (pl.Series(name, found).cast(pl.Float64) > 0).fill_null(False)
+
+
 def _plain(block: Block, name: str) -> pa.ChunkedArray:
     """The column without a dictionary."""
     column = block.rows[name]
