@@ -14,6 +14,7 @@ from parquet_files import write
 from toml_text import to_toml
 from ugly_tables import START, labelled, tables, ugly
 
+from distrec import screen
 from distrec.errors import UserError
 from distrec.profile.footers import survey
 from distrec.profile.inspection import inspect_files
@@ -104,6 +105,20 @@ def test_a_sound_dataset_warns_of_nothing(distrec: Command, tmp_path: Path) -> N
     assert "warning" not in ended.out
     assert "rows of valid that stand in train, too: none found" in ended.out
     assert "a share over 0.300% would have shown" in ended.out  # 3 of 1,000 rows, all of train sampled
+
+
+def test_a_narrow_screen_has_a_paragraph_for_each_column(
+    distrec: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = rows(tmp_path, "rows", 0)
+    monkeypatch.setattr(screen.console, "width", 80)
+    narrow = distrec("inspect", path).out
+    assert "x: dense, double\n    nulls 25.0%; distinct 750; from 1; to 999; skew 0.0; AUC alone" in narrow
+    assert "most frequent" not in narrow.split("x: dense")[1].split("timestamp:")[0]  # every number stands there once
+    monkeypatch.setattr(screen.console, "width", 160)
+    wide = distrec("inspect", path).out
+    assert "x: dense" not in wide
+    assert "│ x " in wide
 
 
 def test_files_are_split_as_init_splits_them(distrec: Command, tmp_path: Path) -> None:

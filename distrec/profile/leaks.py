@@ -84,7 +84,7 @@ def shared_rows(train: Sample, valid: Sample, columns: Sequence[str]) -> SharedR
 def too_good(aucs: Mapping[str, float]) -> dict[str, str]:
     """The features that alone tell the label, each with what is to be said about it."""
     return {
-        name: f"alone it tells the label (AUC {value:.4f}): is it known before the event? If so, make it a feature again"
+        name: f"alone it tells the label (AUC {value:.4f}): a feature only if it is known before the event"
         for name, value in aucs.items()
         if value > TOO_GOOD
     }

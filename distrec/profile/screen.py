@@ -15,6 +15,7 @@ from distrec.profile.inspection import Inspection
 from distrec.screen import console
 
 HEADS = ("column", "type", "use", "nulls", "distinct", "from", "to", "skew", "outside", "AUC alone", "most frequent")
+WIDE = 140  # characters; on less, eleven columns would be strips of a few letters each
 RIGHT = {"nulls", "distinct", "from", "to", "skew", "outside", "AUC alone", "rows", "mean label"}
 
 
@@ -22,7 +23,12 @@ def show(found: Inspection) -> None:
     """Print an inspection."""
     for warning in found.warnings:
         console.print(f"warning: {warning}", style="bold red")
-    console.print(_columns(found))
+    if console.width >= WIDE:
+        console.print(_columns(found))
+    else:
+        console.print(_seen(found))
+        for column in found.columns.values():
+            console.print(_lines(found, column))
     for table in _rates(found):
         console.print(table)
     for line in _shared(found):
@@ -67,10 +73,21 @@ def _record(found: Inspection, column: Column) -> dict[str, Any]:
     }
 
 
-def _columns(found: Inspection) -> RichTable:
+def _seen(found: Inspection) -> str:
     sampled, rows = found.sampled["train"], found.rows["train"]
     seen = f"all {rows:,} rows of train" if sampled == rows else f"a sample of {sampled:,} of {rows:,} rows of train"
-    table = _table(f"columns, from {seen} and the footers of all files; ~ is an estimate", HEADS)
+    return f"columns, from {seen} and the footers of all files; ~ is an estimate"
+
+
+def _lines(found: Inspection, column: Column) -> str:
+    """A column for narrow screens: what it is, and below that whatever there is to tell."""
+    name, kind, use, *cells = _cells(found, column)
+    told = [f"{head} {cell}" for head, cell in zip(HEADS[3:], cells, strict=True) if cell]
+    return f"{name}: {use}, {kind}\n    {'; '.join(told)}"
+
+
+def _columns(found: Inspection) -> RichTable:
+    table = _table(_seen(found), HEADS)
     for column in found.columns.values():
         table.add_row(*(Text(cell) for cell in _cells(found, column)))
     return table
@@ -84,7 +101,7 @@ def _cells(found: Inspection, column: Column) -> Iterator[str]:
     yield _share(max(column.nulls, moments.missing if moments else 0.0), column.nulls_exact)
     yield f"{'' if distinct.exact else '~'}{distinct.estimate:,}" if distinct.sampled else ""
     yield from (_bound(column, end) for end in (0, 1))
-    yield f"{moments.shape.skewness:.1f}" if moments and column.kind == "real" else ""
+    yield f"{round(moments.shape.skewness, 1) + 0.0:.1f}" if moments and column.kind == "real" else ""  # -0.04 is 0.0
     yield _share(found.out_of_range[name]) if name in found.out_of_range else ""
     yield f"{found.aucs[name]:.4f}" if name in found.aucs else ""
     once = 1 / max(distinct.sampled, 1)
