@@ -167,7 +167,9 @@ def _again(outcome: Report, config: Config, path: str, overrides: Sequence[str],
     if nodes > 1:
         return "the command that started it, with --resume newest"
     more = f"train.steps={2 * outcome.steps}" if config.train.steps else f"train.epochs={(config.train.epochs or 1) + 1}"
-    words = [*overrides, *[more] * (outcome.steps == outcome.total_steps)]
+    words = list(overrides)
+    if outcome.steps == outcome.total_steps:
+        words = [word for word in words if word.partition("=")[0] != more.partition("=")[0]] + [more]
     if ranks == 1:
         return shlex.join(["distrec", "train", path, *words, "--resume"])
     component = ["torchx", "run", "-s", "local_cwd", f"{component_path()}:train"]

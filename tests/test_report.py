@@ -43,7 +43,7 @@ def test_the_best_step_is_told_where_it_is_not_the_last(capsys: pytest.CaptureFi
 
 
 def test_a_run_that_is_through_goes_on_with_more_epochs(capsys: pytest.CaptureFixture[str]) -> None:
-    told = next_command(said(capsys, words=("data.batch_size=8",)), "train longer")
+    told = next_command(said(capsys, words=("train.epochs=5", "data.batch_size=8")), "train longer")
     assert told == "distrec train my.toml data.batch_size=8 train.epochs=6 --resume"
     assert next_command(said(capsys, steps=100), "go on with it") == "distrec train my.toml --resume"
     get_command(app).make_context("distrec", told.split()[1:])  # type: ignore[attr-defined]
