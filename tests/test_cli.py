@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,8 @@ def test_a_run_says_where_things_are_and_can_be_scored(distrec: Command, config:
     ended = distrec("train", path, f'data.valid=["{rows}"]')
     folder = path.parent / "run"
     assert (ended.code, ended.err) == (0, "")
-    assert f"distrec train {path} 'data.valid=[\"{rows}\"]' --resume\n" in ended.out
+    longer = f"{path} 'data.valid=[\"{rows}\"]' train.steps=6 --resume"
+    assert f"train longer:   distrec train {longer}\n" in ended.out
     assert f"tensorboard --logdir {folder}" in ended.out
     assert "nan" not in ended.out.lower()
     told = summary(folder)
@@ -122,6 +124,8 @@ def test_a_run_says_where_things_are_and_can_be_scored(distrec: Command, config:
     assert scored.code == 0
     assert f"step 3, data.valid, {ROWS} rows" in scored.out
     assert f"{told['metrics']['valid/auc']:.5g}" in scored.out
+    assert distrec("train", *shlex.split(longer)).code == 0
+    assert summary(folder)["steps"] == 6
 
 
 def test_a_second_run_into_a_folder_is_refused(distrec: Command, config: Callable[..., Path]) -> None:
