@@ -1,4 +1,4 @@
-"""What the environment has to hold before torch is loaded, unless the user has set it otherwise."""
+"""What surrounds distrec: variables to be set before torch is loaded, unless the user has set them; TorchX's component."""
 
 from __future__ import annotations
 
