@@ -36,8 +36,8 @@ def next_command(text: str, what: str) -> str:
 
 
 def test_the_best_step_is_told_where_it_is_not_the_last(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "best on data.valid: step 26, which evaluate and export take; valid/… is of step 130" in said(capsys)
-    assert "step 26, which test/… is of and evaluate and export take; valid/… is of step 130" in said(capsys, metrics=TEST)
+    assert "best on data.valid: step 26; evaluate and export go by it, valid/… above is of step 130" in said(capsys)
+    assert "step 26; test/…, evaluate and export go by it, valid/… above is of step 130" in said(capsys, metrics=TEST)
     assert "best on" not in said(capsys, best_step=130)
     assert "best on" not in said(capsys, best_step=None)
 
