@@ -156,8 +156,9 @@ def report(
 
 def _best(outcome: Report) -> str:
     """Which step the numbers are of, where the best is not the last: the two are easily taken for each other."""
-    test = "test/…, " if any(tag.startswith("test/") for tag in outcome.metrics) else ""
-    return f"best on data.valid: step {outcome.best_step}; {test}evaluate and export go by it, valid/… above is of step {outcome.steps}"
+    by_it = "test/…, evaluate" if any(tag.startswith("test/") for tag in outcome.metrics) else "evaluate"
+    best = f"best on data.valid: step {outcome.best_step}; {by_it} and export go by it"
+    return f"{best}, valid/… above is of step {outcome.steps}"
 
 
 def _again(outcome: Report, config: Config, path: str, overrides: Sequence[str], world: tuple[int, int]) -> str:
