@@ -97,6 +97,14 @@ def test_a_sharded_model_learns_on_a_gpu_what_a_whole_one_learns_on_cpu(
     assert found["rows"] < 1e-5, found
 
 
+@pytest.mark.parametrize(("one", "other"), list(itertools.permutations(KINDS, 2)))
+def test_so_it_does_where_tables_lie_differently(sharding: dict[str, Any], one: str, other: str) -> None:
+    found = sharding[f"{one}+{other}/adagrad"]
+    assert {one, other} <= {*found["used"].split(",")}
+    assert found["logits"] < 1e-5, found
+    assert found["rows"] < 1e-5, found
+
+
 def test_twelve_steps_are_seven_and_five_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch's deterministic algorithms, which the program turns on, and cuBLAS's."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -62,7 +62,7 @@ def test_a_retriever_has_a_row_for_every_published_user_and_item(path):
     check(config)
     rows = {name: table.rows for name, table in config.tables.items()}
     users, items = (29858, 40981) if "gowalla" in path.stem else (6040, 3706)
-    published = {"user": users, "item": items, "gender": 2, "age": 57, "occupation": 21, "genre": len(GENRES)}
+    published = {"user": users, "item": items, "history": items, "gender": 2, "age": 57, "occupation": 21, "genre": len(GENRES)}
     assert {"item"} <= rows.keys() <= published.keys() | {"zip"}
     assert {name: rows[name] for name in rows.keys() & published.keys()} == {n: published[n] for n in rows.keys() - {"zip"}}
 

@@ -1,4 +1,5 @@
-"""Every sharding type with every optimizer, against one process that holds every table whole and sees every rank's rows.
+"""Every sharding type with every optimizer, and beside every other, against one process that holds every table whole and sees
+every rank's rows.
 
 The reference looks rows up by indexing, pools in Python, and applies the optimizers' formulas to dense gradients: it
 shares the model with distrec, and nothing else. It stays on CPU.
@@ -30,13 +31,17 @@ from distrec.models.inputs import Embedded, InputSpec, Jagged
 
 KINDS = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard")
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adam_every_row")
+MIXED = "adagrad"  # the optimizer of two tables that lie differently
 UNPOOLED_KINDS = KINDS[1:4]
 STEPS = 3
 LR = 0.1
 
 
 def config(kind: str, optimizer: str, device: str = "cpu") -> Config:
-    """Two pooled tables sharded `kind`; one table with a history and its target, sharded alike where CPU kernels allow it."""
+    """Two pooled tables sharded `kind`, or as `one+other` says; one with a history and its target, sharded as the first is where
+    CPU kernels allow it.
+    """
+    kind, _, other = kind.partition("+")
     unpooled = kind if kind in UNPOOLED_KINDS and (kind, optimizer) != ("column_wise", "rowwise_adagrad") else "row_wise"
     return parse(
         {
@@ -46,8 +51,8 @@ def config(kind: str, optimizer: str, device: str = "cpu") -> Config:
                 "a": {"rows": 37, "dim": 8, "sharding": kind},
                 "b": {
                     "rows": 11,
-                    "dim": 8,
-                    "sharding": kind,
+                    "dim": 12,
+                    "sharding": other or kind,
                     "optimizer": update(optimizer) | {"weight_decay": decay_of_b(kind, optimizer, device)},
                 },
                 "movie": {
@@ -236,9 +241,8 @@ def main() -> None:
     folder, device = Path(sys.argv[1]), (*sys.argv[2:], "cpu")[0]
     log.quiet_dependencies()
     ranks = dist.start(device, 120)
-    results = {
-        f"{kind}/{optimizer}": compare(kind, optimizer, ranks) for kind, optimizer in itertools.product(KINDS, OPTIMIZERS)
-    }
+    cases = [*itertools.product(KINDS, OPTIMIZERS), *((f"{a}+{b}", MIXED) for a, b in itertools.permutations(KINDS, 2))]
+    results = {f"{kind}/{optimizer}": compare(kind, optimizer, ranks) for kind, optimizer in cases}
     if ranks.first:
         (folder / "results.json").write_text(json.dumps(results))
     dist.stop()
