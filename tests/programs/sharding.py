@@ -38,8 +38,8 @@ LR = 0.1
 
 
 def config(kind: str, optimizer: str, device: str = "cpu") -> Config:
-    """Two pooled tables sharded `kind`, or as `one+other` says; one with a history and its target, sharded as the first is where
-    CPU kernels allow it.
+    """Two pooled tables sharded `kind`, or as `one+other` says; one with a history and its target, sharded as the first
+    is where CPU kernels allow it.
     """
     kind, _, other = kind.partition("+")
     unpooled = kind if kind in UNPOOLED_KINDS and (kind, optimizer) != ("column_wise", "rowwise_adagrad") else "row_wise"
