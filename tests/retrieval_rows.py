@@ -87,11 +87,13 @@ def on_disk(folder: Path) -> Expected:
     train = [(user[row["user_id"]], named(row["history_item_id"]), item[row["item_id"]]) for row in read(folder, "train")]
     queries = [
         [
-            (user[row["user_id"]], *(named(row[name]) for name in ("history_item_id", "targets", "seen")))
+            (row["raw_user_id"], *(named(row[name]) for name in ("history_item_id", "targets", "seen")))
             for row in read(folder, split)
         ]
         for split in ("valid", "test")
     ]
+    asked = [row for split in ("valid", "test") for row in read(folder, split)]
+    assert [row["raw_user_id"] for row in asked] == [user[row["user_id"]] for row in asked]
     return Expected(train, *queries)
 
 

@@ -45,6 +45,13 @@ def write_shop(folder: Path) -> None:
     pq.write_table(pa.table(products), folder / "products.parquet")
 
 
+def last_to_click(folder: Path) -> tuple[str, set[str]]:
+    """The customer of the newest row, who has a query in test, and what they had clicked before the latest tenth of the rows."""
+    log = pq.read_table(folder / "clicks").sort_by("clicked_at")
+    customer, sku = log["customer"].to_pylist(), log["sku"].to_pylist()
+    return customer[-1], {s for c, s in zip(customer[: ROWS * 9 // 10], sku, strict=False) if c == customer[-1]}
+
+
 def test_a_log_becomes_recommendations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +61,8 @@ def test_a_log_becomes_recommendations(
     write_shop(tmp_path)
     Path("my.toml").write_text(block("toml", "my-retriever"))
     small = ["data.batch_size=64", "train.steps=5", "train.device=cpu"]
+    customer, seen = last_to_click(tmp_path)
+    left = str(ITEMS - len(seen))
     with command_line(capsys) as distrec:
         for words in (
             shlex.split(block("bash", "prepare interactions clicks/").replace("\\\n", ""))[1:],
@@ -65,5 +74,13 @@ def test_a_log_becomes_recommendations(
             ended = distrec(*words)
             assert ended.code == 0, ended.err
         told = json.loads(distrec("recall", "runs/my-retriever", "--history", "sku-3,sku-4", "-k", "48", "--json").out)
+        asked = json.loads(distrec("recall", "runs/my-retriever", "--query", customer, "-k", left, "--json").out)
+        by_number = distrec("recall", "runs/my-retriever", "retrieval.query_id=user_id", "--query", customer)
+        unknown = distrec("recall", "runs/my-retriever", "--query", "customer-999")
+    assert {item["item"] for item in asked["items"]} == {f"sku-{n}" for n in range(ITEMS)} - seen
+    assert (by_number.code, unknown.code) == (2, 2)
+    said = f"no query {customer!r} in column 'user_id' of data.test and data.valid; column 'raw_user_id' has it: add "
+    assert said + "retrieval.query_id=raw_user_id" in by_number.err
+    assert "no query 'customer-999' in column 'raw_user_id' of data.test and data.valid; for a user that" in unknown.err
     assert {item["item"] for item in told["items"]} == {f"sku-{n}" for n in range(ITEMS)} - {"sku-3", "sku-4"}
     assert all(item["title"] == f"Product {item['item'].removeprefix('sku-')}" for item in told["items"])

@@ -140,6 +140,15 @@ def test_the_description_counts_what_no_training_prepares_for(tmp_path):
     assert [(row["raw_id"], row["train_count"]) for row in read(prepared.folder, "items")] == [("x", 1), ("y", 1), ("z", 0)]
 
 
+@pytest.mark.parametrize(("text", "kind"), [(True, "string"), (False, "int64")])
+def test_queries_name_users_as_the_log_does_and_training_rows_do_not(tmp_path, text, kind):
+    prepared = interactions([[write(tmp_path / "log.parquet", drawn_log(text=text))]], tmp_path, columns=COLUMNS)
+    content = json.loads(prepared.description.read_text())
+    assert {"name": "raw_user_id", "type": kind, "role": "text"} in content["query_columns"]
+    assert "raw_user_id" not in {column["name"] for column in content["columns"]}
+    assert str(pq.read_table(prepared.folder / "test").schema.field("raw_user_id").type) == kind
+
+
 def test_train_counts_count_the_rows_that_are_trained_on(tmp_path):
     log = drawn_log()
     prepared = interactions([[write(tmp_path / "log.parquet", log)]], tmp_path, columns=COLUMNS, min_history=3)

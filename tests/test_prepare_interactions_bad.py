@@ -122,7 +122,7 @@ def test_sources_must_be_files_of_a_known_format_named_once(tmp_path):
         interactions([[path], [path], []], tmp_path / "out", columns=COLUMNS, splitting=Splitting("files"))
 
 
-@pytest.mark.parametrize("feature", ["item_id", "seen", "raw_id", "twice"])
+@pytest.mark.parametrize("feature", ["item_id", "seen", "raw_id", "raw_user_id", "twice"])
 def test_a_feature_takes_no_name_that_is_taken(tmp_path, feature):
     columns = LogColumns("user", "item", "time", [feature, "twice"])
     refused(tmp_path, f"a feature cannot be named '{feature}'", parquet(tmp_path / "log.parquet"), columns=columns)

@@ -84,6 +84,7 @@ def test_a_gowalla_query_asks_for_all_test_places_and_knows_all_others(source, t
     assert prepared.rows == {"train": sum(map(len, TRAIN.values())), "test": 20, "items": 30, "users": 25}
     for row in read(prepared.folder, "test"):
         train = TRAIN[row["user_id"]]
+        assert row["raw_user_id"] == 3 * row["user_id"] + 1
         assert sorted(row["targets"]) == sorted(TEST[row["user_id"]])
         assert sorted(row["seen"]) == sorted(train)
         assert set(row["history_item_id"]) <= set(train)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from distrec.json_out import to_json
 
+RAW_USER = "raw_user_id"  # in queries, the user's own id beside the number that it is given
 ID_LIST = pa.list_(pa.field("element", pa.int64()))  # the name that Parquet gives to elements
 Role = Literal["label", "dense", "sparse", "sequence", "group", "time", "target", "mask", "text", "count"]
 

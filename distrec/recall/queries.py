@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from distrec.data.columns import Use
 from distrec.data.single import Row, encode_row, find_rows, no_row, places_of
 from distrec.engine import Engine, reading_of
 from distrec.errors import UserError
+from distrec.prepare.description import RAW_USER
 from distrec.retrieval.retriever import MASK, Reading, query_use
 
 SPLITS = ("test", "valid")  # where a user is looked for: the later the split, the more is known of a user
@@ -61,8 +63,7 @@ def ask_users(engine: Engine, users: Sequence[str]) -> list[Question]:
         named = [f"data.{split}" for split in SPLITS if getattr(config.data, split)]
         where = " and ".join(named) or "data.test and data.valid, which are empty"
         raise UserError(
-            f"no query {missing[0]!r} in column {use.column!r} of {where}; for a user that the model has never seen, "
-            "ask by what is known: --history ITEM,ITEM,…"
+            f"no query {missing[0]!r} in column {use.column!r} of {where}; {_instead(config, use, missing[0])}"
         )
     return [found[user] for user in users]
 
@@ -116,6 +117,19 @@ def _look_up(engine: Engine, use: Use, users: Sequence[str], split: str) -> dict
     wanted = [use, *(items.use() for items in how.items), *uses(config.data, how.present, ())]
     rows = find_rows(open_dataset(paths, wanted), use.column, users)
     return {user: _question(f"{user} (data.{split})", row, config, how) for user, row in rows.items()}
+
+
+def _instead(config: Config, use: Use, user: str) -> str:
+    """How else to ask for a user whom the column of `use` does not name."""
+    own = replace(use, column=RAW_USER)
+    for split in SPLITS:
+        with suppress(UserError):  # data that distrec has not prepared have no such column
+            if find_rows(open_dataset(getattr(config.data, split), [own]), RAW_USER, [user]):
+                return f"column {RAW_USER!r} has it: add retrieval.query_id={RAW_USER}"
+    return (
+        "for a user that the model has never seen, or who had too little to hold out, ask by what is known: "
+        "--history ITEM,ITEM,…"
+    )
 
 
 def _question(said: str, row: Row, config: Config, how: Reading) -> Question:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 import pyarrow as pa
 
-from distrec.prepare.description import ID_LIST, Column
+from distrec.prepare.description import ID_LIST, RAW_USER, Column
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def columns(catalogue: Catalogue, profile: Sequence[Column], users: int | None, 
     texts = (Column("title", pa.string(), "text"), Column("category", pa.string(), "text"), Column("raw_id", raw_item, "text"))
     return Columns(
         train=(user, *profile, history, item, *catalogue.features),
-        queries=(user, *profile, history, targets, seen),
+        queries=(user, Column(RAW_USER, raw_user, "text"), *profile, history, targets, seen),
         items=(item, *catalogue.features, *texts, Column("train_count", pa.int64(), "count")),
         users=(user, Column("raw_id", raw_user, "text")),
     )

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from distrec.errors import UserError
-from distrec.prepare.description import Column, arrow_schema, entry, write_description
+from distrec.prepare.description import RAW_USER, Column, arrow_schema, entry, write_description
 from distrec.prepare.histories import Ints
 from distrec.prepare.output import Progress, no_progress
 from distrec.prepare.parquet_out import LARGEST_ROW_GROUP, SplitWriter, row_group_rows
@@ -98,7 +98,7 @@ class RetrievalWriter:
         for block in self._train(interactions, sequences, trained):
             self._write("train", block)
         for number, name in enumerate(SPLITS[1:], start=1):
-            for block in self._queries(interactions, sequences, number):
+            for block in self._queries(interactions, users, sequences, number):
                 self._write(name, block)
         self._write("users", users.to_arrow().cast(arrow_schema(self._columns.users)))
         self._done += interactions.height
@@ -151,15 +151,18 @@ class RetrievalWriter:
             described = self._features.take(frame["item_id"].to_arrow())
             yield _table(self._columns.train, frame, described, history_item_id=sequences.train_histories(block))
 
-    def _queries(self, interactions: pl.DataFrame, sequences: Sequences, split: int) -> Iterator[pa.Table]:
-        rows = sequences.queries(split)
+    def _queries(
+        self, interactions: pl.DataFrame, users: pl.DataFrame, sequences: Sequences, split: int
+    ) -> Iterator[pa.Table]:
+        rows, own = sequences.queries(split), users.rename({"raw_id": RAW_USER})
         in_all = len(rows) * self._total // max(1, interactions.height)  # if other users are like these
         for block in _pieces(rows, row_group_rows(in_all), interactions.height // max(1, len(rows))):
             history = sequences.query_histories(block)
             lists = {"targets": sequences.targets(block), "seen": sequences.seen(block)}
             self._without_history[SPLITS[split]] += int((np.diff(history.offsets) == 0).sum())
             self._targets[SPLITS[split]] += np.bincount(lists["targets"].values, minlength=self._catalogue.items)
-            yield _table(self._columns.queries, interactions[block], self._features[:0], history_item_id=history, **lists)
+            frame = interactions[block].join(own, "user_id", how="left", maintain_order="left")
+            yield _table(self._columns.queries, frame, self._features[:0], history_item_id=history, **lists)
 
     def _write(self, part: str, block: pa.Table) -> None:
         if part not in self._open:

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from distrec.errors import UserError
+from distrec.prepare.description import RAW_USER
 from distrec.prepare.output import Prepared, Progress, new_folder, no_progress
 from distrec.prepare.retrieval.buckets import MOST, ROWS_A_BUCKET, Buckets
 from distrec.prepare.retrieval.columns import Catalogue
@@ -27,7 +28,8 @@ Repeats = Literal["first", "all"]
 UnknownItems = Literal["error", "drop"]
 GIVEN = "@given"  # which files a row came from: 0 train, 1 valid, 2 test
 IDS = {"integers": pa.int64(), "text": pa.string()}
-RESERVED = ("user_id", "item_id", "history_item_id", "targets", "seen", "split", "title", "category", "raw_id", "train_count")
+RESERVED = ("user_id", RAW_USER, "item_id", "history_item_id", "targets", "seen", "split")
+RESERVED += ("title", "category", "raw_id", "train_count")
 
 
 def interactions(
