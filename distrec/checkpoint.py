@@ -179,7 +179,7 @@ class Checkpoints:
         stands = f"the checkpoint of step {left[-1]} stands" if left else "there is no older one"
         raise UserError(
             f"the checkpoint of step {step} could not be written to {self.folder}, where {free:,.0f} MiB were free: "
-            f"{_cause(error)}; {stands}. Make room, then go on with --resume"
+            f"{_cause(error)}; {stands}. Make room, then go on with --resume newest"
         ) from None
 
     def _prune(self, newest: int, best: int | None) -> None:

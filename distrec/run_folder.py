@@ -49,7 +49,7 @@ def _create(folder: Path, config: Config) -> None:
     except OSError as error:
         raise _unwritable(folder, error) from None
     raise UserError(
-        f"{folder} holds a run already; go on with it (--resume), name another folder (folder=runs/NAME), or remove it"
+        f"{folder} holds a run already; go on with it (--resume newest), name another folder (folder=runs/NAME), or remove it"
     )
 
 

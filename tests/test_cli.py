@@ -134,7 +134,7 @@ def test_a_second_run_into_a_folder_is_refused(distrec: Command, config: Callabl
     before = (path.parent / "run" / "config.json").read_text()
     ended = distrec("train", path, "train.seed=1")
     assert ended.code == 2
-    assert "run holds a run already; go on with it (--resume), name another folder (folder=" in ended.err
+    assert "run holds a run already; go on with it (--resume newest), name another folder (folder=" in ended.err
     assert (path.parent / "run" / "config.json").read_text() == before
 
 
@@ -144,7 +144,7 @@ def test_resume_goes_on_and_auto_starts_too(distrec: Command, config: Callable[.
     assert refused.code == 2
     assert "there is no run in" in refused.err
     assert distrec("train", path, "--resume", "auto").code == 0
-    longer = distrec("train", path, "train.steps=5", "--resume")
+    longer = distrec("train", path, "train.steps=5", "--resume", "newest")
     assert longer.code == 0
     assert "resuming after step 3" in longer.out
     again = distrec("train", path, "train.steps=6", "--resume", "auto")

@@ -46,7 +46,7 @@ def write_shop(folder: Path) -> None:
 
 
 def last_to_click(folder: Path) -> tuple[str, set[str]]:
-    """The customer of the newest row, who has a query in test, and what they had clicked before the latest tenth of the rows."""
+    """The customer of the newest row, who has a query in test, and what they clicked before the latest tenth of the rows."""
     log = pq.read_table(folder / "clicks").sort_by("clicked_at")
     customer, sku = log["customer"].to_pylist(), log["sku"].to_pylist()
     return customer[-1], {s for c, s in zip(customer[: ROWS * 9 // 10], sku, strict=False) if c == customer[-1]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -63,6 +64,10 @@ def trained(distrec: Command, tmp_path: Path, *paths: object, steps: int = 2) ->
     assert run.code == 0, run.err
     assert (tmp_path / "run" / "summary.json").exists()
     return load(tmp_path / "my.toml")
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
 
 
 def read_all(config: Config) -> int:
@@ -165,6 +170,31 @@ def test_a_feature_that_alone_tells_the_label_is_left_out_with_the_reason(distre
     assert [f["name"] for f in tomllib.loads(drafted.out)["features"]["sparse"]] == ["city"]
     assert '#   "paid": alone it tells the label (AUC 1.0000)' in drafted.out
     assert "left out 'paid': alone it tells the label" in drafted.err
+
+
+def test_a_second_label_stands_ready_as_a_task_and_trains_once_it_is_uncommented(distrec: Command, tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    others = {"is_purchased": draw.random(300) < 0.25, "did\nlike": draw.integers(0, 2, 300)}
+    no_tasks = {"liked": pa.array([None, 1, 0] * 100), "rating": draw.integers(1, 6, 300), "bought": [0] * 300}
+    table = labelled(city=[f"c{i % 9}" for i in range(300)], **others, **no_tasks)
+    path = file_of(tmp_path / "data", table)
+    drafted = distrec("init", path)
+    assert [task["label"] for task in tomllib.loads(drafted.out)["tasks"]] == ["label"]
+    ready = re.sub(r'^# (\[\[tasks\]\]|(?:name|label|kind) = ".*)$', r"\1", drafted.out, flags=re.M)
+    assert [(t["name"], t["label"], t["kind"]) for t in tomllib.loads(ready)["tasks"]] == [
+        ("label", "label", "binary"),
+        ("is_purchased", "is_purchased", "binary"),
+        ("did_like", "did\nlike", "binary"),
+    ]
+    assert f"# {others['is_purchased'].mean():.2%} are 1" in ready
+    for name in ("is_purchased", "did like"):
+        assert f"left out '{name}': named like something" in drafted.err.replace("\\n", " ")
+    assert "\ntasks for 'is_purchased', 'did\\nlike' stand in the config, commented out\n" in drafted.err
+    assert drafted.out.count("# Other labels") == 1
+    (tmp_path / "my.toml").write_text(ready, encoding="utf-8")
+    run = distrec("train", tmp_path / "my.toml", f'data.valid=["{path}"]', "train.device=cpu", f"folder={tmp_path / 'run'}")
+    assert run.code == 0, run.err
+    assert {"valid/label/auc", "valid/is_purchased/auc", "valid/did_like/auc"} <= set(summary(tmp_path / "run")["metrics"])
 
 
 def test_a_split_that_would_leak_is_not_written_and_said(distrec: Command, tmp_path: Path) -> None:

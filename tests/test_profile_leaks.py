@@ -112,6 +112,12 @@ def test_rows_in_both_splits_are_counted(tmp_path: Path) -> None:
     assert found.leaks
 
 
+def test_rows_are_equal_though_one_split_has_floats_and_the_other_doubles(tmp_path: Path) -> None:
+    prices = np.arange(400) / 100
+    found = shared(tmp_path, {"price": prices.astype(np.float32)}, {"price": prices + np.repeat([0, 1000], 200)})
+    assert (found.share, found.pairs) == (0.5, 200)
+
+
 def test_splits_without_a_common_row_share_none(tmp_path: Path) -> None:
     found = shared(tmp_path, rows_of(np.arange(1000)), rows_of(np.arange(1000, 1400)))
     assert (found.share, found.pairs, found.leaks) == (0.0, 0, False)

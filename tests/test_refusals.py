@@ -140,11 +140,11 @@ def test_a_run_on_a_disk_that_fills_ends_in_messages_and_goes_on_when_there_is_r
         ended = distrec("train", config)
         assert ended.code == 2
         assert "could not be written" in ended.err
-        assert "stands. Make room, then go on with --resume" in ended.err
+        assert "stands. Make room, then go on with --resume newest" in ended.err
         standing = sorted((small_disk / "run" / "checkpoints").glob("step-*/manifest.json"))
         assert standing
         shutil.move(small_disk / "run", tmp_path / "run")
-        ended = distrec("train", config, "--resume", f"folder={tmp_path / 'run'}")
+        ended = distrec("train", config, "--resume", "newest", f"folder={tmp_path / 'run'}")
         assert ended.code == 0, ended.err
         assert f"resuming after step {int(standing[-1].parent.name.removeprefix('step-'))}" in ended.out
 

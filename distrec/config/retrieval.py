@@ -75,7 +75,8 @@ class Retrieval(Section):
         default=None, description="catalogue column of the ids that exports and indexes answer with; default: item_id"
     )
     query_id: str | None = Field(
-        default=None, description="column of data.valid and data.test that names a query, for `distrec recall --query`; prepared: raw_user_id"
+        default=None,
+        description="column of data.valid and data.test that names a query, for `distrec recall --query`: raw_user_id, say",
     )
     title: str | None = Field(default=None, description="catalogue column that people know an item by")
     category: str | None = Field(default=None, description="catalogue column that groups items")

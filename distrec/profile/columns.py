@@ -67,7 +67,7 @@ def describe(facts: Facts, values: pa.Array, sample: Sample) -> Column:
     whole = sample.whole and sample.total == facts.rows
     flat, lengths = flatten(values, facts.kind)
     present = (flat.dictionary_decode() if types.is_dictionary(flat.type) else flat).drop_null()
-    keys = keys_of(present, facts.kind)
+    keys = keys_of(present, facts)
     numbers = floats(values) if facts.kind in NUMBERS else None
     bounds, bounds_exact = _bounds(facts, present, whole)
     return Column(
@@ -95,11 +95,11 @@ def flatten(values: pa.Array, kind: Kind) -> tuple[pa.Array, np.ndarray]:
     return pc.call_function("list_flatten", [values]), lengths.astype(np.int64)
 
 
-def keys_of(present: pa.Array, kind: Kind) -> np.ndarray:
+def keys_of(present: pa.Array, facts: Facts) -> np.ndarray:
     """`(N,) int64`: equal for equal values, and for text almost surely only for those. `present` has no nulls."""
-    if kind in ("real", "boolean"):
-        return (floats(present) + 0.0).view(np.int64)  # + 0.0: -0.0 equals 0.0
-    if kind == "time":
+    if facts.kind in ("real", "boolean"):
+        return (_rounded(floats(present), facts.coarsest) + 0.0).view(np.int64)  # + 0.0: -0.0 equals 0.0
+    if facts.kind == "time":
         return clock(present)
     return jagged_keys(Keyed(present, None, str)).values
 
@@ -119,6 +119,15 @@ def floats(values: pa.Array) -> np.ndarray:
     if types.is_boolean(values.type) or types.is_float16(values.type):
         values = values.cast(pa.float32())
     return values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def _rounded(numbers: np.ndarray, type: pa.DataType | None) -> np.ndarray:
+    """As the narrowest type has them, where it can hold them: one number then is the same from files of every type."""
+    if type is None:
+        return numbers
+    with np.errstate(over="ignore"):
+        rounded = numbers.astype(type.to_pandas_dtype()).astype(np.float64)
+    return np.where(np.isinf(rounded), numbers, rounded)
 
 
 def _bounds(facts: Facts, present: pa.Array, whole: bool) -> tuple[tuple[Bound, Bound] | None, bool]:
@@ -141,7 +150,7 @@ def _top(present: pa.Array, keys: np.ndarray) -> tuple[tuple[str, float], ...]:
 
 
 def _shown(value: pa.Scalar) -> str:
-    text = f"{value.as_py():g}" if types.is_floating(value.type) else str(value)
+    text = f"{value.as_py() + 0.0:g}" if types.is_floating(value.type) else str(value)
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import types
 
 from distrec.data.files import Source, find_files
 from distrec.data.parquet import FOOTER_THREADS, File, open_parquet
@@ -34,6 +35,7 @@ class Facts:
     high: Bound | None = None
     bounded: bool = True  # low and high hold for every row
     fault: str = ""  # why it cannot be read
+    coarsest: pa.DataType | None = None  # the narrowest of the floating types that files have; None: files agree
 
     @property
     def kind(self) -> Kind:
@@ -176,10 +178,18 @@ def _join(left: Facts, right: Facts, file: File) -> Facts:
             fault = fault or f"it is {right.type} in {file.path} and {left.type} elsewhere"
     joined = Facts(left.name, type, left.rows + right.rows, left.values + right.values, left.bytes + right.bytes)
     joined.fault = fault
+    joined.coarsest = _coarsest(left, right)
     joined.nulls = None if left.nulls is None or right.nulls is None else left.nulls + right.nulls
     joined.bounded = left.bounded and right.bounded and (left.type == right.type or joined.kind != "time")
     joined.low, joined.high = _outer(left.low, right.low, min), _outer(left.high, right.high, max)
     return joined
+
+
+def _coarsest(left: Facts, right: Facts) -> pa.DataType | None:
+    if left.type == right.type and left.coarsest == right.coarsest:
+        return left.coarsest
+    found = [type for type in (left.coarsest or left.type, right.coarsest or right.type) if types.is_floating(type)]
+    return min(found, key=lambda type: type.bit_width, default=None)
 
 
 def _outer(left: Bound | None, right: Bound | None, choose: Any) -> Bound | None:

@@ -135,7 +135,7 @@ def _outside(facts: Facts, values: pa.Array, rows: int) -> float:
     flat, _ = flatten(values, facts.kind)
     if facts.kind not in ("integer", "integers"):
         return 1.0
-    keys = keys_of(flat.drop_null(), facts.kind)
+    keys = keys_of(flat.drop_null(), facts)
     return float(np.mean((keys < 0) | (keys >= rows))) if len(keys) else 0.0
 
 

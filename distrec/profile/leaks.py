@@ -109,7 +109,7 @@ def _by_key(facts: Facts, values: pa.Array, positive: np.ndarray, half: np.ndarr
     flat, lengths = flatten(values, facts.kind)
     row = np.repeat(np.arange(len(lengths)), lengths)
     valid = flat.is_valid().to_numpy(zero_copy_only=False)
-    keys, row = keys_of(flat.drop_null(), facts.kind), row[valid]
+    keys, row = keys_of(flat.drop_null(), facts), row[valid]
     _, key = np.unique(keys, return_inverse=True)
     learned = half[row]
     base = positive[half].mean()
@@ -135,7 +135,7 @@ def _cells(facts: Facts, values: pa.Array) -> np.ndarray:
         flat = flat.dictionary_decode()
     valid = flat.is_valid().to_numpy(zero_copy_only=False)
     hashed = np.full(len(flat), NULL)
-    hashed[valid] = splitmix64(keys_of(flat.drop_null(), facts.kind).view(np.uint64) + np.uint64(1))
+    hashed[valid] = splitmix64(keys_of(flat.drop_null(), facts).view(np.uint64) + np.uint64(1))
     place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     mixed = splitmix64(hashed + place.astype(np.uint64) * NULL)
     total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])

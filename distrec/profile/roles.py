@@ -41,6 +41,7 @@ class Roles:
     time: str | None
     weight: str | None
     group: str | None
+    other_labels: tuple[str, ...] = ()  # of 0 and 1, left out as features: a second task could predict them
 
     def features(self, *purposes: Purpose) -> list[Role]:
         """The columns of these purposes; default: of all that a model may see."""
@@ -66,7 +67,7 @@ def assign(columns: Mapping[str, Column], facts: Mapping[str, Facts], time: str 
     }
     decided = {name: given.get(name) or Role(name, *_decide(column, facts[name])) for name, column in columns.items()}
     kind = "binary" if set(_values(columns[label])) <= {0, 1} else "regression"
-    return Roles(decided, label, kind, time, weight, _group(columns, decided))
+    return Roles(decided, label, kind, time, weight, _group(columns, decided), _other_labels(columns, decided))
 
 
 def find_label(columns: Mapping[str, Column], named: str | None = None) -> str:
@@ -111,13 +112,22 @@ def _require_label(column: Column) -> None:
     if column.fault or column.kind not in NUMBERS or not column.name:
         what = column.fault or f"it is {column.type}" + (": write it as 0 and 1" if column.kind == "text" else "")
         raise UserError(f"label {column.name!r} cannot be predicted: {what}; name another with --label COLUMN")
-    missing = max(column.nulls, column.moments.missing if column.moments else 0.0)
-    if missing:
+    if missing := _missing(column):
         raise UserError(f"label {column.name!r} is null or NaN in {missing:.2%} of the rows; leave these rows out of the data")
     if column.moments and column.moments.infinite:
         raise UserError(
             f"label {column.name!r} is infinite in {column.moments.infinite:.2%} of the sampled rows; clean the data"
         )
+
+
+def _missing(column: Column) -> float:
+    """Share of rows without a number."""
+    return max(column.nulls, column.moments.missing if column.moments else 0.0)
+
+
+def _other_labels(columns: Mapping[str, Column], roles: Mapping[str, Role]) -> tuple[str, ...]:
+    named = [c for c in columns.values() if words.outcome(c.name) is not None and roles[c.name].purpose == "left out"]
+    return tuple(c.name for c in named if is_binary(c) and not _missing(c))
 
 
 def _is_weight(column: Column) -> bool:

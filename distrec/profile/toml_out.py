@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from distrec.environment import component_path
+from distrec.profile.columns import Column
 from distrec.profile.draft import Draft
 from distrec.profile.numeric import DenseDraft
 from distrec.profile.roles import Role
@@ -19,11 +20,15 @@ LONGEST_HISTORY = 50
 LONGEST_LIST = 100
 COMMENT_AT = 35  # column
 WIDTH = 110  # of remarks
+OTHER_LABELS = (
+    "Other labels, by their names and values. To predict one, too, uncomment its task: the losses are added, metrics are named "
+    'by task, and those of the first pick the best step. The model "mmoe" has a tower for each task, and params of its own.'
+)
 
 
 def to_toml(draft: Draft) -> str:
     """The whole config as text that `distrec.config.load` reads."""
-    parts = [_head(draft), _data(draft), _tables(draft), _features(draft), _task(draft), _model(draft), _training(draft)]
+    parts = [_head(draft), _data(draft), _tables(draft), _features(draft), _tasks(draft), _model(draft), _training(draft)]
     return "\n".join("\n".join(part) + "\n" for part in map(list, parts))
 
 
@@ -38,6 +43,8 @@ def notes(draft: Draft) -> list[str]:
         said.append(f"warning: {look.splits.warning}")
     said += [f"warning: {w}" for w in _label_warnings(draft)]
     said += [f"left out {role.column!r}: {role.reason}" for role in look.roles.features("left out")]
+    if others := ", ".join(map(repr, look.roles.other_labels)):
+        said.append(f"tasks for {others} stand in the config, commented out")
     return [_one_line(line) for line in said]
 
 
@@ -157,21 +164,29 @@ def _named(column: str, names: Mapping[str, str]) -> dict[str, Any]:
     return {"name": names[column]} | ({"column": column} if names[column] != column else {})
 
 
-def _task(draft: Draft) -> Iterator[str]:
-    roles = draft.look.roles
+def _tasks(draft: Draft) -> Iterator[str]:
+    roles, columns = draft.look.roles, draft.look.columns
+    names = unique_names([roles.label, *roles.other_labels])
     yield "[[tasks]]"
     for warning in _label_warnings(draft):
         yield from _remark(f"WARNING: {warning}.")
-    yield f"name = {quoted(unique_names([roles.label])[roles.label])}"
-    yield f"label = {quoted(roles.label)}"
-    yield _commented(f"kind = {quoted(roles.kind)}", _label_says(draft))
+    yield from _task(names[roles.label], columns[roles.label], roles.kind)
+    if roles.other_labels:
+        yield from ("", *_remark(OTHER_LABELS))
+    for label in roles.other_labels:
+        yield from (f"# {line}" for line in ("[[tasks]]", *_task(names[label], columns[label], "binary")))
 
 
-def _label_says(draft: Draft) -> str:
-    column = draft.look.columns[draft.look.roles.label]
+def _task(name: str, label: Column, kind: str) -> Iterator[str]:
+    yield f"name = {quoted(name)}"
+    yield f"label = {quoted(label.name)}"
+    yield _commented(f"kind = {quoted(kind)}", _label_says(label, kind))
+
+
+def _label_says(column: Column, kind: str) -> str:
     assert column.moments is not None
     assert column.bounds is not None
-    if draft.look.roles.kind == "binary":
+    if kind == "binary":
         return f"{column.moments.shape.mean:.2%} are 1"
     low, high = column.bounds
     return f"from {low:g} to {high:g}, mean {column.moments.shape.mean:.4g}, standard deviation {column.moments.shape.std:.4g}"

@@ -53,7 +53,7 @@ def ask_users(engine: Engine, users: Sequence[str]) -> list[Question]:
         return []
     if use is None:
         raise UserError(
-            '--query needs the column that names a query: set retrieval.query_id = "user_id", say; or use --history'
+            '--query needs the column that names a query: set retrieval.query_id = "raw_user_id", say; or use --history'
         )
     found: dict[str, Question] = {}
     for split in SPLITS:
@@ -62,9 +62,7 @@ def ask_users(engine: Engine, users: Sequence[str]) -> list[Question]:
     if missing := [user for user in users if user not in found]:
         named = [f"data.{split}" for split in SPLITS if getattr(config.data, split)]
         where = " and ".join(named) or "data.test and data.valid, which are empty"
-        raise UserError(
-            f"no query {missing[0]!r} in column {use.column!r} of {where}; {_instead(config, use, missing[0])}"
-        )
+        raise UserError(f"no query {missing[0]!r} in column {use.column!r} of {where}; {_instead(config, use, missing[0])}")
     return [found[user] for user in users]
 
 

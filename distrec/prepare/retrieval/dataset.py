@@ -151,9 +151,7 @@ class RetrievalWriter:
             described = self._features.take(frame["item_id"].to_arrow())
             yield _table(self._columns.train, frame, described, history_item_id=sequences.train_histories(block))
 
-    def _queries(
-        self, interactions: pl.DataFrame, users: pl.DataFrame, sequences: Sequences, split: int
-    ) -> Iterator[pa.Table]:
+    def _queries(self, interactions: pl.DataFrame, users: pl.DataFrame, sequences: Sequences, split: int) -> Iterator[pa.Table]:
         rows, own = sequences.queries(split), users.rename({"raw_id": RAW_USER})
         in_all = len(rows) * self._total // max(1, interactions.height)  # if other users are like these
         for block in _pieces(rows, row_group_rows(in_all), interactions.height // max(1, len(rows))):
