@@ -165,7 +165,7 @@ def unsharded(
 
 def learn(head: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, pooled: KeyedTensor) -> None:
     """Loss, backward, update."""
-    loss, _ = head(batch.dense, pooled, None, batch.labels, batch.weights, batch.normalizer, batch.groups)
+    loss, _ = head(batch.dense, batch.sparse, pooled, None, batch.labels, batch.weights, batch.normalizer, batch.groups)
     loss.backward()
     optimizer.step()
 
