@@ -73,6 +73,7 @@ def run(distrec: Command, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of torch 2.11's own loader
 def test_it_scores_every_row_as_the_run_was_evaluated(distrec: Command, script: SimpleNamespace, run: Path) -> None:
     rows = [row for part in sorted((run.parent / "rows").glob("*")) for row in pq.read_table(part).to_pylist()]
     evaluated = json.loads((run / "summary.json").read_text())["metrics"]
