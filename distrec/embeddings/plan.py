@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from distrec.embeddings.shortage import Shortage, find_shortage
 from distrec.errors import UserError
 
 # A plan must not change what is learned. Row-wise Adagrad averages over a row's columns, and a column shard has only some.
-COLUMNS_SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
+COLUMNS_SPLIT = frozenset({"column_wise", "table_column_wise", "grid_shard"})
 UNITS = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 
 
@@ -38,7 +38,8 @@ def allowed_types(
     for name, table in tables.items():
         update = table.optimizer or optimizer
         known = SEQUENCE_TYPES if name in unpooled else BAG_TYPES
-        wrong, cached = _wrong_types(update), table.cache is not None
+        wrong = COLUMNS_SPLIT if update.name == "rowwise_adagrad" else frozenset()
+        cached = table.cache is not None
         if cached and device == "cpu":
             raise UserError(f"table {name!r}: a cache on the GPU needs one; remove tables.{name}.cache, or train on cuda")
         able = [t for t in known if t not in wrong and _has_kernel(t, name in unpooled, update, device, cached)]
@@ -49,24 +50,18 @@ def allowed_types(
     return chosen
 
 
-def _wrong_types(optimizer: SparseOptimizer) -> dict[str, str]:
-    """Sharding types with which a table would learn something else, and why."""
-    split = "its column shards do not see whole rows, which rowwise_adagrad averages over"
-    return dict.fromkeys(COLUMNS_SPLIT, split) if optimizer.name == "rowwise_adagrad" else {}
-
-
 def _no_type(
     name: str,
     asked: Sequence[str],
     known: Sequence[str],
-    wrong: Mapping[str, str],
+    wrong: Collection[str],
     able: Sequence[str],
     optimizer: SparseOptimizer,
     device: str,
 ) -> str:
     kind = asked[0] if asked else ""
     if kind in wrong:
-        why = f"{kind} would change the result: {wrong[kind]}"
+        why = f"{kind} would change the result: its column shards do not see whole rows, which rowwise_adagrad averages over"
     elif asked and kind not in known:
         why = f"it serves unpooled lookups, which cannot be sharded {kind}"
     else:
