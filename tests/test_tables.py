@@ -18,10 +18,11 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.modules.embedding_configs import data_type_to_sparse_type
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from distrec import dist
 from distrec.config.layout import layout
-from distrec.config.schema import Features, SparseOptimizer, Table
+from distrec.config.schema import Features, SequenceFeature, SparseOptimizer, Table
 from distrec.embeddings import plan as plans
 from distrec.embeddings import shard, tables
 from distrec.embeddings.cluster import Cluster
@@ -158,7 +159,8 @@ SPLIT = {"column_wise", "table_column_wise", "grid_shard"}
     ("options", "user", "item"),
     [
         ({"device": "cuda"}, ALL, UNPOOLED),
-        ({"device": "cpu"}, ALL, UNPOOLED - {"data_parallel"}),
+        ({"device": "cpu"}, ALL, UNPOOLED),
+        ({"device": "cpu", "optimizer": "adam"}, {"data_parallel"}, {"data_parallel"}),
         ({"device": "cuda", "optimizer": "rowwise_adagrad"}, ALL - SPLIT, UNPOOLED - SPLIT),
         ({"device": "cuda", "optimizer": "rowwise_adagrad", "decay": 0.1}, ALL - SPLIT, UNPOOLED - SPLIT),
         ({"device": "cuda", "optimizer": "adam", "every_row": True}, {"data_parallel"}, {"data_parallel"}),
@@ -186,14 +188,6 @@ def test_what_the_planner_may_choose_from(options: dict[str, Any], user: set[str
             ["table 'item': it serves unpooled lookups, which cannot be sharded table_row_wise"],
         ),
         (
-            {"optimizer": "adam"},
-            ["table 'item': FBGEMM has no cpu kernel for adam on it; use another optimizer, such as adagrad"],
-        ),
-        (
-            {"optimizer": "rowwise_adagrad", "decay": 0.1},
-            ["table 'item': FBGEMM has no cpu kernel for rowwise_adagrad with weight_decay on it; use another optimizer"],
-        ),
-        (
             {"optimizer": "rowwise_adagrad", "decay": 0.1, "sharding": ("row_wise",)},
             ["table 'user': FBGEMM has no cpu kernel", "with weight_decay on it sharded row_wise; use data_parallel, or"],
         ),
@@ -203,7 +197,7 @@ def test_what_the_planner_may_choose_from(options: dict[str, Any], user: set[str
         ),
         (
             {"optimizer": "adam", "sharding": ("row_wise",)},
-            ["table 'user': FBGEMM has no cpu kernel for adam on it sharded row_wise"],
+            ["table 'user': FBGEMM has no cpu kernel for adam on it sharded row_wise; use data_parallel, or another optimizer"],
         ),
     ],
 )
@@ -257,6 +251,30 @@ def test_a_fused_kernel_is_given_the_weight_decay(decay: float) -> None:
     assert kernel.bounds_check_mode_int == BoundsCheckMode.NONE.value  # the reader has checked the ids
     found = given.weight_decay, given.weight_decay_mode
     assert found == ((decay, WeightDecayMode.L2.value) if decay else (0.0, WeightDecayMode.NONE.value))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("lengths", [[2, 0, 3, 1, 1, 1, 0, 0, 4], [0] * 9])
+def test_replicated_tables_are_looked_up_one_row_an_id(precision: str, lengths: list[int]) -> None:
+    """What FBGEMM has no CPU kernel for. `a` and `c` share the first table."""
+    declared = {name: Table(rows=rows, dim=4, precision=precision) for name, rows in [("first", 30), ("second", 20)]}  # type: ignore[arg-type]
+    named = {"a": "first", "c": "first", "b": "second"}
+    sequence = [SequenceFeature(name=name, table=table, max_length=5) for name, table in named.items()]
+    model = tables.build(layout(Features(sequence=sequence), declared), declared)
+    shard.fuse(model, declared, SparseOptimizer(name="sgd"))
+    everywhere = {name: ["data_parallel"] for name in declared}
+    made = plans.make_plan(model, everywhere, declared, Cluster(1, 1, "cpu", 2**33), batch_size=3)
+    sharded = shard.shard(model, made, torch.device("cpu"))
+    weights = {name: parts[0][0] for name, parts in shard.local_shards(sharded).items()}
+    tables.initialize(shard.local_shards(sharded), declared, seed=0)
+    ids = [torch.randint(0, declared[table].rows, (sum(lengths[3 * i : 3 * i + 3]),)) for i, table in enumerate(named.values())]
+    batch = KeyedJaggedTensor(list(named), torch.cat(ids), lengths=torch.tensor(lengths, dtype=torch.int32))
+    found = sharded.module.sequences(batch).wait()  # type: ignore[union-attr,operator]
+    for (name, table), own in zip(named.items(), ids, strict=True):
+        assert found[name].values().dtype == torch.float32
+        assert torch.equal(found[name].values(), weights[table][own].float())
+        assert found[name].lengths().tolist() == lengths[3 * list(named).index(name) :][:3]
 
 
 @pytest.mark.usefixtures("alone")

@@ -42,7 +42,7 @@ def allowed_types(
         cached = table.cache is not None
         if cached and device == "cpu":
             raise UserError(f"table {name!r}: a cache on the GPU needs one; remove tables.{name}.cache, or train on cuda")
-        able = [t for t in known if t not in wrong and _has_kernel(t, name in unpooled, update, device, cached)]
+        able = [t for t in known if t not in wrong and _has_kernel(t, update, device, cached)]
         asked = table.sharding or tuple(default)
         chosen[name] = [t for t in asked or able if t in able]
         if not chosen[name]:
@@ -71,18 +71,16 @@ def _no_type(
     return f"table {name!r}: {why}; {others}, such as adagrad ([tables.{name}.optimizer])"
 
 
-def _has_kernel(kind: str, unpooled: bool, optimizer: SparseOptimizer, device: str, cached: bool) -> bool:
-    """On CPU, FBGEMM's fused kernels have no Adam and pass over weight decay; its dense ones (replicated tables) only pool.
+def _has_kernel(kind: str, optimizer: SparseOptimizer, device: str, cached: bool) -> bool:
+    """On CPU, FBGEMM's fused kernels have no Adam and pass over weight decay; replicated tables have optimizers of our own.
 
-    Only fused kernels cache, on GPUs; only with dense ones does a step move every row.
+    Only fused kernels cache, on GPUs; only replicated tables are moved whole by a step.
     """
-    if optimizer.every_row and kind != "data_parallel":
-        return False
-    if device != "cpu":
-        return not (cached and kind == "data_parallel")
     if kind == "data_parallel":
-        return not unpooled
-    return optimizer.name != "adam" and not (optimizer.name == "rowwise_adagrad" and optimizer.weight_decay)
+        return not cached
+    if optimizer.every_row:
+        return False
+    return device != "cpu" or not (optimizer.name == "adam" or (optimizer.name == "rowwise_adagrad" and optimizer.weight_decay))
 
 
 def make_plan(

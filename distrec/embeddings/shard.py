@@ -22,6 +22,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from distrec.config.schema import SparseOptimizer, Table
 from distrec.embeddings.sharders import sharders
 from distrec.embeddings.tables import table_names
+from distrec.embeddings.unpooled import look_up_unpooled
 
 FUSED: dict[str, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": RowWiseAdagrad,
@@ -66,7 +67,9 @@ def shard(
         device: of this rank.
         using: the sharders that the plan is for; default: those that convert nothing between ranks.
     """
-    return DistributedModelParallel(module=model, device=device, plan=plan, sharders=using or sharders())
+    sharded = DistributedModelParallel(module=model, device=device, plan=plan, sharders=using or sharders())
+    look_up_unpooled(_lookups(sharded))
+    return sharded
 
 
 def shard_copies(
@@ -144,9 +147,8 @@ def local_shards(model: nn.Module) -> dict[str, list[tuple[Tensor, int, int]]]:
 
 
 def fused_kernels(model: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
-    """FBGEMM's kernels on this rank that look up sharded tables and update them. TorchRec hides them from `modules`."""
-    lookups = [lookup for module in model.modules() for lookup in getattr(module, "_lookups", ())]
-    return [m for lookup in lookups for m in lookup.modules() if isinstance(m, SplitTableBatchedEmbeddingBagsCodegen)]
+    """FBGEMM's kernels on this rank that look up sharded tables and update them."""
+    return [module for module in _lookups(model) if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)]
 
 
 def release_cached_rows(model: nn.Module) -> None:
@@ -174,6 +176,12 @@ def replicated_tables(model: nn.Module) -> set[str]:
     """Names of the tables that every rank holds whole."""
     state = model.state_dict()
     return {table for key, table in table_names(model).items() if not isinstance(state[key], ShardedTensor | DTensor)}
+
+
+def _lookups(model: nn.Module) -> list[nn.Module]:
+    """All modules of the lookups on this rank, which TorchRec hides from `modules`."""
+    lookups = [lookup for module in model.modules() for lookup in getattr(module, "_lookups", ())]
+    return [module for lookup in lookups for module in lookup.modules()]
 
 
 def _parts(weight: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int, int]]:

@@ -73,7 +73,7 @@ def compare(kind: str, ranks: dist.Ranks) -> dict[str, float]:
     built, off = Engine.build(run, ranks), 0.0
     torch.manual_seed(0)
     model = build("din", run.model.params, InputSpec(1, built.layout.pooled_dims, built.layout.sequence_dims, 1))
-    reference = Reference("sgd", whole_tables(built), model, ranks.world)
+    reference = Reference("table_wise", "sgd", whole_tables(built), model, ranks.world, 0.0)
     for step in range(STEPS):
         expected = reference.step(step)[ranks.rank]
         off = max(off, (update(built, ranks, step) - expected).abs().max().item())

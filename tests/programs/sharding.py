@@ -32,14 +32,14 @@ from distrec.models.inputs import Embedded, InputSpec, Jagged
 KINDS = ("data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard")
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "adam_every_row")
 MIXED = "adagrad"  # the optimizer of two tables that lie differently
-UNPOOLED_KINDS = KINDS[1:4]
+UNPOOLED_KINDS = KINDS[:4]
 STEPS = 3
 LR = 0.1
 
 
 def config(kind: str, optimizer: str, device: str = "cpu") -> Config:
     """Two pooled tables sharded `kind`, or as `one+other` says; one with a history and its target, sharded as the first
-    is where CPU kernels allow it.
+    is where that can be.
     """
     kind, _, other = kind.partition("+")
     unpooled = kind if kind in UNPOOLED_KINDS and (kind, optimizer) != ("column_wise", "rowwise_adagrad") else "row_wise"
@@ -59,7 +59,7 @@ def config(kind: str, optimizer: str, device: str = "cpu") -> Config:
                     "rows": 23,
                     "dim": 8,
                     "sharding": unpooled,
-                    "optimizer": update(optimizer_of_movie(optimizer)),
+                    "optimizer": update(optimizer_of_movie(kind, optimizer)),
                 },
             },
             "features": {
@@ -93,9 +93,9 @@ def update(optimizer: str) -> dict:
     return {"name": optimizer.removesuffix("_every_row"), "lr": LR, "every_row": optimizer.endswith("_every_row")}
 
 
-def optimizer_of_movie(optimizer: str) -> str:
-    """Adam has no kernel on CPU for a table with a history."""
-    return "adagrad" if optimizer.startswith("adam") else optimizer
+def optimizer_of_movie(kind: str, optimizer: str) -> str:
+    """Adam has no kernel on CPU for a table that is not replicated."""
+    return "adagrad" if optimizer.startswith("adam") and kind != "data_parallel" else optimizer
 
 
 def decay_of_b(kind: str, optimizer: str, device: str) -> float:
@@ -131,10 +131,11 @@ def batch(rank: int, world: int, step: int) -> Batch:
 class Reference:
     """All tables whole, all ranks' rows in one batch."""
 
-    def __init__(self, optimizer: str, tables: dict[str, Tensor], model: nn.Module, world: int, decay: float = 0.0):
+    def __init__(self, kind: str, optimizer: str, tables: dict[str, Tensor], model: nn.Module, world: int, decay: float):
         self.decay = {"a": 0.0, "b": decay, "movie": 0.0}
         self.tables = {name: weight.clone().requires_grad_() for name, weight in tables.items()}
-        self.model, self.world, self.optimizer = model, world, optimizer
+        self.model, self.world = model, world
+        self.optimizer = {"a": optimizer, "b": optimizer, "movie": optimizer_of_movie(kind, optimizer)}
         self.first = {name: torch.zeros_like(w) for name, w in self.tables.items()}
         self.second = {name: torch.zeros_like(w) for name, w in self.tables.items()}
 
@@ -157,7 +158,7 @@ class Reference:
         return [o.detach() for o in logits]
 
     def change(self, name: str, grad: Tensor, count: int) -> Tensor:
-        optimizer = optimizer_of_movie(self.optimizer) if name == "movie" else self.optimizer
+        optimizer = self.optimizer[name]
         if optimizer == "sgd":
             return LR * grad
         if optimizer == "adagrad":
@@ -200,7 +201,7 @@ def compare(kind: str, optimizer: str, ranks: dist.Ranks) -> dict[str, float | s
     spec = InputSpec(1, engine.layout.pooled_dims, engine.layout.sequence_dims, 1)
     model = build("din", engine.config.model.params, spec)
     decay = decay_of_b(kind, optimizer, ranks.device.type)
-    reference = Reference(optimizer, whole_tables(engine), model, ranks.world, decay)
+    reference = Reference(kind.partition("+")[0], optimizer, whole_tables(engine), model, ranks.world, decay)
     off = 0.0
     for step in range(STEPS):
         expected = reference.step(step)[ranks.rank]
