@@ -278,7 +278,9 @@ def step_rows(config: Config) -> int:
     if config.retrieval is None:
         return config.data.batch_size
     negatives = config.retrieval.negatives
-    return config.data.batch_size * (1 + negatives.per_row + (negatives.column_length or 0)) + negatives.sampled
+    return config.data.batch_size * (1 + negatives.per_row + (negatives.column_length or 0)) + negatives.draws(
+        config.data.batch_size
+    )
 
 
 def open_reader(engine: Engine, split: str) -> Reader:

@@ -119,6 +119,7 @@ RULES = {
     "enum": _simple(lambda value, choices: value in choices),
     "const": _simple(lambda value, constant: value == constant),
     "pattern": _simple(lambda value, pattern: not isinstance(value, str) or bool(re.search(pattern, value))),
+    "minLength": _simple(lambda value, least: not isinstance(value, str) or len(value) >= least),
     "minItems": _simple(lambda value, least: not isinstance(value, list) or len(value) >= least),
     "maxItems": _simple(lambda value, most: not isinstance(value, list) or len(value) <= most),
     **{keyword: _bound(holds) for keyword, holds in BOUNDS.items()},

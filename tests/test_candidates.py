@@ -13,12 +13,16 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from distrec.batch import Batch, Position
 from distrec.config.retrieval import Retrieval
-from distrec.retrieval.candidates import NOT_IN, Candidates
+from distrec.retrieval.candidates import NOT_IN, Candidates, Pool, Scores
 from distrec.retrieval.frequency import Frequency
 
 ITEMS, ROWS, DIM = 9, 5, 4
 OWN = [3, 1, 3, 7, -1]  # the last row is padding
-SHARED, PRIVATE, COLUMN = [0, 3, 8, 8], [[1, 4], [1, 1], [2, 3], [7, 0], [5, 5]], [[6, -1], [1, 2], [0, 0], [5, 5], [-1, -1]]
+SHARED, PRIVATE, COLUMN = (
+    [0, 3, 8, 8, 1, 5],
+    [[1, 4], [1, 1], [2, 3], [7, 0], [5, 5]],
+    [[6, -1], [1, 2], [0, 0], [5, 5], [-1, -1]],
+)
 OTHERS = [[0, 1], [], [8, 2], [5], []]
 
 
@@ -32,9 +36,18 @@ def retrieval(negatives: dict[str, Any], **keys: Any) -> Retrieval:
     return Retrieval.model_validate({"items": "x", "item_features": ["item"], "negatives": negatives} | keys)
 
 
+def draws(wanted: dict[str, Any]) -> int:
+    """Items drawn for several rows, of which groups of `shared_by` have `sampled` each."""
+    return wanted.get("sampled", 0) * math.ceil(ROWS / wanted.get("shared_by", ROWS))
+
+
+def all_scores(pool: Pool) -> Scores:
+    return pool.scores(slice(0, len(pool.query)), pool.parts, pool.shared)
+
+
 def batch(wanted: dict[str, Any]) -> Batch:
     """Queries, and the extra rows that a config's negatives ask for."""
-    keys = [*OWN, *SHARED[: wanted.get("sampled", 0)]]
+    keys = [*OWN, *SHARED[: draws(wanted)]]
     keys += [key for row in PRIVATE for key in row[: wanted.get("per_row", 0)]]
     keys += [key for row in COLUMN for key in row[: wanted.get("column_length", 0)]]
     lists = KeyedJaggedTensor(
@@ -61,9 +74,10 @@ def batch(wanted: dict[str, Any]) -> Batch:
 def negatives_of(row: int, wanted: dict[str, Any]) -> list[int]:
     """Rows of the batch whose items are negatives of a query."""
     sampled, per_row, length = (wanted.get(name, 0) for name in ("sampled", "per_row", "column_length"))
-    places = [*range(ROWS)] * wanted.get("in_batch", True) + [ROWS + i for i in range(sampled)]
-    places += [ROWS + sampled + row * per_row + i for i in range(per_row)]
-    places += [ROWS + sampled + ROWS * per_row + row * length + i for i in range(length)]
+    group = row // wanted.get("shared_by", ROWS)
+    places = [*range(ROWS)] * wanted.get("in_batch", True) + [ROWS + group * sampled + i for i in range(sampled)]
+    places += [ROWS + draws(wanted) + row * per_row + i for i in range(per_row)]
+    places += [ROWS + draws(wanted) + ROWS * per_row + row * length + i for i in range(length)]
     keys = batch(wanted).items.tolist()  # type: ignore[union-attr]
     left_out = {-1, OWN[row], *(OTHERS[row] if "not_in" in wanted else [])}
     return [place for place in places if keys[place] not in left_out]
@@ -77,12 +91,16 @@ def vectors(rows: int) -> tuple[Tensor, Tensor]:
 WANTED: dict[str, dict[str, Any]] = {
     "in batch": {},
     "sampled": {"in_batch": False, "sampled": 4},
+    "of two rows each": {"in_batch": False, "sampled": 2, "shared_by": 2},
+    "of five rows each": {"in_batch": False, "sampled": 4, "shared_by": 5},
+    "of more rows than there are": {"in_batch": False, "sampled": 4, "shared_by": 7},
     "of each row": {"in_batch": False, "per_row": 2},
     "of each row, not others": {"in_batch": False, "per_row": 2, "not_in": "others"},
     "a column": {"in_batch": False, "column": "c", "column_length": 2},
     "all": {"sampled": 4, "per_row": 2, "column": "c", "column_length": 2},
     "all but others": {"sampled": 4, "per_row": 2, "column": "c", "column_length": 2, "not_in": "others"},
 }
+WANTED["all, of three rows each, but others"] = WANTED["all but others"] | {"sampled": 3, "shared_by": 3}
 
 
 @pytest.mark.parametrize("name", WANTED)
@@ -91,7 +109,7 @@ def test_a_query_is_scored_against_every_item_that_it_should_be(name: str) -> No
     given = batch(wanted)
     query, item = vectors(len(given.weights))
     pool = Candidates(retrieval(wanted, log_q=False, temperature=0.5), None, torch.ones(ITEMS))(given, query, item)
-    scored = pool.scores(slice(0, ROWS), pool.rows, pool.shared)
+    scored = all_scores(pool)
     for row in range(ROWS):
         found = scored.negative[row][~scored.excluded[row]]
         expected = [float(query[row] @ item[place]) / 0.5 for place in negatives_of(row, wanted)]
@@ -99,22 +117,25 @@ def test_a_query_is_scored_against_every_item_that_it_should_be(name: str) -> No
         assert float(scored.positive[row]) == pytest.approx(float(query[row] @ item[row]) / 0.5, rel=1e-5)
 
 
-def test_parts_of_the_queries_have_the_same_scores() -> None:
-    wanted = WANTED["all but others"]
+@pytest.mark.parametrize(("name", "size"), [("all but others", 1), ("all, of three rows each, but others", 3)])
+def test_parts_of_the_queries_have_the_same_scores(name: str, size: int) -> None:
+    wanted = WANTED[name]
     given = batch(wanted)
     pool = Candidates(retrieval(wanted, log_q=False), Frequency(ITEMS, 99), torch.ones(ITEMS))(
         given, *vectors(len(given.weights))
     )
-    whole = pool.scores(slice(0, ROWS), pool.rows, pool.shared)
-    for here in (slice(0, 2), slice(2, 4), slice(4, 9)):
-        parts = pool.scores(here, [part[here] for part in pool.rows], pool.shared)
+    whole = all_scores(pool)
+    for here in [slice(0, 1), slice(1, 2)] if size > 1 else [slice(0, 1), slice(1, 4), slice(4, 9)]:
+        parts = pool.scores(here, [part[here] for part in pool.parts], pool.shared)
         for part, all_of_it in zip(parts, whole, strict=True):
-            torch.testing.assert_close(part, all_of_it[here])
+            torch.testing.assert_close(part, all_of_it[here.start * size : here.stop * size])
 
 
+@pytest.mark.parametrize("shared_by", [None, 3])
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_the_log_of_the_expected_count_is_taken_from_each_score(in_batch: bool) -> None:
-    wanted = {"in_batch": in_batch, "sampled": 4, "per_row": 2}
+def test_the_log_of_the_expected_count_is_taken_from_each_score(in_batch: bool, shared_by: int | None) -> None:
+    sampled = 4 if shared_by is None else 3
+    wanted = {"in_batch": in_batch, "sampled": sampled, "per_row": 2} | ({"shared_by": shared_by} if shared_by else {})
     drawn = torch.arange(1.0, ITEMS + 1)
     drawn /= drawn.sum()
     counts = torch.tensor([5.0, 1, 0, 20, 3, 0, 0, 9, 2])
@@ -126,14 +147,15 @@ def test_the_log_of_the_expected_count_is_taken_from_each_score(in_batch: bool) 
     plain = Candidates(config, None, drawn)(given, query, item)
     corrected = Candidates(config, frequency, drawn)(given, query, item)
     share = ((counts + 1) / (counts + 1).sum()).tolist()
-    plain_scores, scores = (pool.scores(slice(0, ROWS), pool.rows, pool.shared) for pool in (plain, corrected))
+    plain_scores, scores = (all_scores(pool) for pool in (plain, corrected))
 
     def expected(key: int) -> float:
-        """4 rows are real; 4 draws are shared and 2 are a query's own."""
-        return 4 * share[key] * in_batch + (4 + 2) * float(drawn[key])
+        """4 rows are real; some draws are shared and 2 are a query's own."""
+        return 4 * share[key] * in_batch + (sampled + 2) * float(drawn[key])
 
     # candidates as `Pool` has them: shared ones (the rows' own, then the draws), then each query's own
-    keys = [([*OWN] if in_batch else []) + SHARED + PRIVATE[row] for row in range(ROWS)]
+    first = [sampled * (row // (shared_by or ROWS)) for row in range(ROWS)]
+    keys = [([*OWN] if in_batch else []) + SHARED[first[row] :][:sampled] + PRIVATE[row] for row in range(ROWS)]
     for row in range(ROWS - 1):
         taken = plain_scores.negative[row] - scores.negative[row]
         for key, found in zip(keys[row], taken.tolist(), strict=True):
@@ -157,4 +179,4 @@ def test_a_batch_is_counted_after_it_was_corrected_and_padding_is_not() -> None:
 def test_the_margin_of_ccl_is_a_cosine_so_temperature_leaves_it_alone() -> None:
     query, item = vectors(ROWS)
     pool = Candidates(retrieval({}, loss="ccl", temperature=0.01), None, torch.ones(ITEMS))(batch({}), query, item)
-    assert torch.equal(pool.query, query)
+    assert torch.equal(pool.query.flatten(0, 1), query)

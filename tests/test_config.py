@@ -72,6 +72,9 @@ def test_a_config_is_frozen() -> None:
         ("tables.user.dim=6", "tables.user.dim: dim must be a multiple of 4 (FBGEMM's kernels need it); the next one is 8"),
         ("tables.user.rows=0", "tables.user.rows: Input should be greater than 0 (it is 0)"),
         ("data.batch_size=many", "data.batch_size: Input should be a valid integer"),
+        ("data.train=", "data.train: Tuple should have at least 1 item"),
+        ('data.valid=["a",""]', "data.valid.1: String should have at least 1 character (it is '')"),
+        ("data.test=0", "data.test: Input should be a valid tuple (it is 0)"),
         ("train.clip_norm=inf", "train.clip_norm: Input should be a finite number (it is inf)"),
         ('features.dense=[{"name"="x",null=nan}]', "features.dense.0.null.float: Input should be a finite number (it is nan)"),
         ('features.dense=[{"name"="x",shift=-inf}]', "features.dense.0.shift: Input should be a finite number (it is -inf)"),
@@ -91,6 +94,10 @@ def test_a_config_is_frozen() -> None:
 )
 def test_a_value_that_cannot_be_is_refused_by_name(override: str, words: str) -> None:
     assert words in refusal(override)
+
+
+def test_an_empty_text_is_no_path() -> None:
+    assert parse(small(), ["data.valid="]).data.valid == ()
 
 
 def test_a_missing_key_is_named() -> None:

@@ -45,23 +45,26 @@ def read(data: Path, split: str = "train", **retrieval: Any) -> tuple[list[Batch
         return list(batches), items
 
 
-@pytest.mark.parametrize("text", [False, True])
-def test_a_training_batch_is_its_rows_and_then_its_negatives(tmp_path: Path, text: bool) -> None:
+@pytest.mark.parametrize(("text", "shared_by", "draws"), [(False, None, (5, 5)), (True, None, (5, 5)), (False, 16, (20, 15))])
+def test_a_training_batch_is_its_rows_and_then_its_negatives(
+    tmp_path: Path, text: bool, shared_by: int | None, draws: tuple[int, int]
+) -> None:
     negatives = {"sampled": 5, "per_row": 2, "column": "negatives", "column_length": 2, "not_in": "others"}
+    negatives |= {"shared_by": shared_by}
     data = write_retrieval(tmp_path, rows=100, text=text)
     batches, items = read(data, negatives=negatives)
     log = pa.concat_tables([pa.parquet.read_table(path) for path in sorted((data / "train").glob("*"))])
     first, last = batches
     assert (first.queries, last.queries) == (64, 36)
-    for batch, low in ((first, 0), (last, 64)):
+    for batch, low, drawn in ((first, 0, draws[0]), (last, 64, draws[1])):
         rows = len(batch.weights.nonzero())
         assert batch.items is not None
         assert batch.sequence is not None
-        assert len(batch.weights) == rows + 5 + 4 * rows
+        assert len(batch.weights) == rows + drawn + 4 * rows
         assert batch.items[:rows].tolist() == log["item_index"][low : low + rows].to_pylist()
         given = log["negatives"][low : low + rows].to_pylist()
         expected = [items.catalogue.find(row[:2]).tolist() for row in given]
-        assert batch.items[rows + 5 + 2 * rows :].view(rows, 2).tolist() == expected
+        assert batch.items[rows + drawn + 2 * rows :].view(rows, 2).tolist() == expected
         ids = batch.sequence["item_index"]
         assert ids.lengths().tolist() == (batch.items >= 0).int().tolist()
         assert ids.values().tolist() == batch.items[batch.items >= 0].tolist()

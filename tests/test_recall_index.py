@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,11 @@ def test_a_sample_for_training_is_bounded(vectors: Vectors) -> None:
     assert sample_rows(64, vectors) == ROWS
 
 
-def test_it_is_trained_on_the_sample_and_filled_part_by_part(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("at_once", "parts"), [(2**28, 1), (4 * DIM * ROWS // 2, 2), (4 * DIM * 100, math.ceil(ROWS / 100))])
+def test_it_is_trained_on_the_sample_and_filled_part_by_part(
+    vectors: Vectors, monkeypatch: pytest.MonkeyPatch, at_once: int, parts: int
+) -> None:
+    monkeypatch.setattr(index_module, "ADD_BYTES", at_once)
     calls: list[tuple[str, int]] = []
 
     class Spy:
@@ -170,7 +175,7 @@ def test_it_is_trained_on_the_sample_and_filled_part_by_part(vectors: Vectors, m
     build(vectors, "IVF2,Flat", MODEL)
     assert calls[0] == ("train", 512)
     assert sum(count for what, count in calls if what == "add") == ROWS
-    assert len(calls) == 1 + len(list(vectors.blocks()))
+    assert len(calls) == 1 + parts
 
 
 def test_on_a_gpu_too_there_is_a_sample_for_every_list(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:

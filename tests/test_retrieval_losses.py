@@ -47,7 +47,7 @@ ORACLES = {
     ),
     "ccl": (
         lambda *s: ccl_loss(*s, margin=0.4, negative_weight=2.0),
-        lambda p, ns: 1 - p + 2 * mean([max(0.0, n - 0.4) for n in ns]),
+        lambda p, ns: max(0.0, 1 - p) + 2 * mean([max(0.0, n - 0.4) for n in ns]),
     ),
 }
 

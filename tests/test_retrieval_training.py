@@ -199,6 +199,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"negatives": {"sampled": 3, "distribution": "popularity"}, "train_count": None}, "needs retrieval.train_count"),
     ({"negatives": {"distribution": "hard"}, "log_q": False}, '"hard" needs per_row'),
     ({"negatives": {"distribution": "hard", "per_row": 2, "sampled": 2}, "log_q": False}, "set it to 0"),
+    ({"negatives": {"shared_by": 2}}, "share the sampled items, and there are none; set sampled"),
     ({"negatives": {"distribution": "hard", "per_row": 2}}, "retrieval.log_q cannot correct hard negatives"),
     ({"negatives": {"column": "negatives", "column_length": 2}}, "cannot know how the negatives of a column were drawn"),
     ({"mask": "targets"}, "retrieval.mask names 'targets', the targets"),

@@ -50,6 +50,8 @@ def _feature_faults(config: Config, retrieval: Retrieval) -> Iterator[str]:
 def _negative_faults(retrieval: Retrieval, negatives: Negatives) -> Iterator[str]:
     if not (negatives.in_batch or negatives.sampled or negatives.per_row or negatives.column):
         yield "retrieval.negatives: there are none; set in_batch, sampled, per_row or column"
+    if negatives.shared_by is not None and not negatives.sampled:
+        yield "retrieval.negatives.shared_by says how many rows share the sampled items, and there are none; set sampled"
     if negatives.distribution == "popularity" and retrieval.train_count is None:
         yield 'retrieval.negatives.distribution = "popularity" needs retrieval.train_count, a column of the catalogue'
     if negatives.distribution == "hard" and not negatives.per_row:

@@ -15,6 +15,11 @@ class Negatives(Section):
     in_batch: bool = Field(default=True, description="the items of the step's other rows")
     cross_rank: bool = Field(default=True, description="share items among ranks: those of rows, and those of `sampled`")
     sampled: Count = Field(default=0, description="catalogue items drawn a step and rank, shared by all its rows")
+    shared_by: PositiveInt | None = Field(
+        default=None,
+        description="draw `sampled` items anew for every so many rows, which alone share them: as little is reckoned, and more "
+        "items learn at a step, each with less noise; they stay on their rank",
+    )
     per_row: Count = Field(default=0, description="catalogue items drawn for each row alone")
     distribution: Literal["uniform", "popularity", "hard"] = Field(
         default="uniform",
@@ -37,11 +42,19 @@ class Negatives(Section):
             raise ValueError("column and column_length go together: which list, and how many of its items a row")
         return self
 
+    def groups(self, rows: int) -> int:
+        """In how many groups a batch's rows stand, each with draws of its own."""
+        return -(-rows // (self.shared_by or 1))
+
+    def draws(self, rows: int) -> int:
+        """Items drawn for a batch of so many rows that several rows share."""
+        return self.sampled * (1 if self.shared_by is None else self.groups(rows))
+
 
 class Retrieval(Section):
     """Makes a run a retriever: a query vector, an item vector, and a catalogue to search."""
 
-    items: Paths = Field(description="the catalogue, one row an item: Parquet files, folders or fsspec URLs")
+    items: Paths = Field(min_length=1, description="the catalogue, one row an item: Parquet files, folders or fsspec URLs")
     item_id: str = Field(default="item_id", description="id column in the catalogue and in data.train; integers or strings")
     item_features: tuple[Name, ...] = Field(
         min_length=1, description="features that describe the item, in data.train and the catalogue; others describe the query"

@@ -30,7 +30,7 @@ from distrec.config.words import (
 class Data(Section):
     """Where the rows are and how they become batches."""
 
-    train: Paths = Field(description="Parquet files, folders or fsspec URLs to train on")
+    train: Paths = Field(min_length=1, description="Parquet files, folders or fsspec URLs to train on")
     valid: Paths = Field(default=(), description="evaluated during training; empty: no evaluation")
     test: Paths = Field(default=(), description="evaluated once, after training, on the best checkpoint")
     batch_size: PositiveInt = Field(default=1024, description="rows a rank and step")

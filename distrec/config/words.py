@@ -18,11 +18,12 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
 def _alone(value: Any) -> Any:
-    """A text is a list of one."""
-    return (value,) if isinstance(value, str) else value
+    """A text is a list of one, and an empty one a list of none: `data.test=` on the command line."""
+    return tuple(filter(None, [value])) if isinstance(value, str) else value
 
 
-Paths = Annotated[tuple[str, ...], BeforeValidator(_alone, json_schema_input_type=str | tuple[str, ...])]
+Path = Annotated[str, Field(min_length=1)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_alone, json_schema_input_type=str | tuple[Path, ...])]
 ShardingType = Literal[
     "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard"
 ]

@@ -33,7 +33,7 @@ class Drawer:
         self.neighbours = Neighbours(items, negatives.pool) if negatives.distribution == "hard" else None
 
     def draw(self, batch: Batch, shared: int, per_row: int) -> np.ndarray:
-        """`(shared + B x per_row,) int64` for a batch: what its rows share, then what each has alone."""
+        """`(shared + B x per_row,) int64` for a batch: what several rows share, then what each has alone."""
         generator = self._generator(batch.position)
         if self.neighbours is None or batch.items is None:
             return self._any(generator, shared + len(batch.weights) * per_row)
@@ -58,7 +58,8 @@ class Joiner:
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with its negatives."""
-        drawn = self._drawer.draw(batch, self._negatives.sampled, self._negatives.per_row)
+        shared = self._negatives.draws(len(batch.weights))
+        drawn = self._drawer.draw(batch, shared, self._negatives.per_row)
         keys = np.concatenate([drawn, self._listed(batch)])
         return complete(batch, self._layout, self._layout, self._catalogue.take(keys))
 

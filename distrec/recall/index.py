@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from distrec.errors import UserError
 from distrec.log import logger
 from distrec.recall.factory import EXAMPLES, lists_of, make, reason
-from distrec.recall.vectors import Vectors
+from distrec.recall.vectors import ROW_GROUP, Vectors
 from distrec.seal import MANIFEST, checksum, seal, unseal, verify
 
 INDEX = "distrec index"
@@ -26,6 +26,7 @@ IDS = "ids.parquet"
 REMEDY = "build it again: distrec index RUN"
 SAMPLE_BYTES = 2**30  # of vectors that an index learns from
 A_LIST = 256  # and at most so many a list, which is where Faiss stops too
+ADD_BYTES = 2**28  # of vectors added at once: the larger the part, the better a graph that grows by parts
 UNTRAINED = 2**16  # sample for an index without lists: codes need no more
 
 
@@ -187,10 +188,22 @@ def _train(index: Any, lists: int, items: Vectors, factory: str, seed: int) -> N
 
 
 def _fill(index: Any, items: Vectors, factory: str) -> None:
-    for _, block in items.blocks():
+    for part in _joined(items, max(1, ADD_BYTES // (4 * items.dim))):
         try:
-            index.add(block.numpy())
+            index.add(part)
         except RuntimeError as error:
             raise UserError(
                 f"factory {factory!r} makes an index that takes no vectors from distrec: {reason(error)}; try {EXAMPLES}"
             ) from None
+
+
+def _joined(items: Vectors, rows: int) -> Iterator[np.ndarray]:
+    """All vectors in order, in parts of `rows` or little more."""
+    held: list[np.ndarray] = []
+    for _, block in items.blocks(min(rows, ROW_GROUP)):
+        held.append(block.numpy())
+        if sum(map(len, held)) >= rows:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)

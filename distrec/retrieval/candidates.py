@@ -27,51 +27,73 @@ class Scores(NamedTuple):
     excluded: Tensor  # (B, K) bool: which of them are no negatives of the query
 
 
+class Parts(NamedTuple):
+    """One number of each candidate."""
+
+    own: Tensor  # (G, S)
+    shared: Tensor  # (C,)
+    grouped: Tensor  # (G, Q)
+    private: Tensor  # (G, S, P)
+
+
 @dataclass(frozen=True)
 class Pool:
-    """All candidates of a batch's B queries."""
+    """All candidates of a batch's queries, which stand in G groups of S: queries of a group share draws."""
 
-    query: Tensor  # (B, D), over the temperature
-    own: Tensor  # (B, D), the queries' items
+    query: Tensor  # (G, S, D), over the temperature; zeros fill the last group up
+    own: Tensor  # (G, S, D), the queries' items
     shared: Tensor  # (C, D), what every query is scored against
-    private: Tensor  # (B, P, D), what each alone is
-    keys: tuple[Tensor, Tensor, Tensor]  # (B,), (C,), (B, P): rows of the catalogue of own, shared and private; -1 for none
-    offsets: tuple[Tensor, Tensor, Tensor] | None  # of those shapes: added to scores
+    grouped: Tensor  # (G, Q, D), what each group is
+    private: Tensor  # (G, S, P, D), what each alone is
+    keys: Parts  # rows of the catalogue; -1 for none
+    offsets: Parts | None  # added to scores
     others: JaggedTensor | None  # of each query: items that are no negatives of it
 
     @property
-    def rows(self) -> list[Tensor]:
-        """What belongs to one query each."""
-        return [self.query, self.own, self.private]
+    def parts(self) -> list[Tensor]:
+        """What belongs to one group each."""
+        return [self.query, self.own, self.grouped, self.private]
 
     @property
     def width(self) -> int:
-        """Candidates of a query."""
-        return len(self.shared) + self.private.shape[1]
+        """Candidates of a group."""
+        return self.query.shape[1] * (len(self.shared) + self.grouped.shape[1] + self.private.shape[2])
 
-    def scores(self, here: slice, rows: Sequence[Tensor], shared: Tensor) -> Scores:
-        """Of some of the queries; `rows` and `shared` are those parts of the pool, or leaves with their values."""
-        query, own, private = rows
-        positive = (query * own).sum(dim=1)
+    def filled_up(self, of_rows: Tensor) -> Tensor:
+        """(G, S) of what the batch's rows have (B,), with zeros for what fills the last group up."""
+        return _filled_up(of_rows, self.query.shape[0], self.query.shape[1], 0)
+
+    def scores(self, here: slice, parts: Sequence[Tensor], shared: Tensor) -> Scores:
+        """Of the queries of some groups; `parts` and `shared` are those of the pool, or leaves with their values."""
+        query, own, grouped, private = parts
+        flat = query.flatten(0, 1)
+        positive = (query * own).sum(dim=2)
+        of_groups, of_queries = query @ grouped.mT, (private @ query.unsqueeze(3)).squeeze(3)
         if self.offsets is None:
-            negative = [query @ shared.T, torch.bmm(private, query.unsqueeze(2)).squeeze(2)]
+            of_all = flat @ shared.T
         else:
-            of_own, of_shared, of_private = self.offsets
-            positive = positive + of_own[here]
-            negative = [
-                torch.addmm(of_shared, query, shared.T),
-                torch.baddbmm(of_private[here].unsqueeze(2), private, query.unsqueeze(2)).squeeze(2),
-            ]
-        _, of_shared, of_private = self.keys
-        excluded = [self._excluded(here, of_shared), self._excluded(here, of_private[here])]
-        return Scores(positive, _beside(negative), _beside(excluded))
+            of_all = torch.addmm(self.offsets.shared, flat, shared.T)
+            positive = positive + self.offsets.own[here]
+            of_groups = of_groups + self.offsets.grouped[here].unsqueeze(1)
+            of_queries = of_queries + self.offsets.private[here]
+        negative = _beside([of_all, of_groups.flatten(0, 1), of_queries.flatten(0, 1)])
+        keys = [self.keys.shared, self.keys.grouped[here].unsqueeze(1), self.keys.private[here]]
+        return Scores(positive.flatten(), negative, _beside([self._excluded(here, part) for part in keys]))
 
     def _excluded(self, here: slice, keys: Tensor) -> Tensor:
-        """(b, K): whatever is no item, or the query's own by whatever way it came (an accidental hit), or another of its."""
-        excluded = (keys == self.keys[0][here].unsqueeze(1)).logical_or_(keys < 0)
+        """(b, K): whatever is no item, or the query's own by whatever way it came (an accidental hit), or another of its.
+
+        Keys are (K,), or (g, 1, K) of groups, or (g, S, K) of queries.
+        """
+        own = self.keys.own[here].unsqueeze(2)
+        excluded = (keys == own).logical_or_(keys < 0).flatten(0, 1)
         if self.others is None or not keys.numel():
             return excluded
-        return excluded.logical_or_(_among(self.others, here, keys))
+        size = own.shape[1]
+        rows = slice(here.start * size, here.start * size + len(excluded))
+        return excluded.logical_or_(
+            _among(self.others, rows, keys if keys.dim() == 1 else keys.expand(-1, size, -1).flatten(0, 1))
+        )
 
 
 class Candidates(nn.Module):
@@ -94,50 +116,69 @@ class Candidates(nn.Module):
     def forward(self, batch: Batch, query: Tensor, item: Tensor) -> Pool:
         """The candidates of queries (B, D), given the vectors (N, D) of the items of all the batch's rows.
 
-        Items come in this order: the queries' own, shared draws, each query's own draws, each query's own column. Every
-        rank must call it, and go backward through it.
+        Items come in this order: the queries' own, draws that all or a group's queries share, each query's own draws, each
+        query's own column. Every rank must call it, and go backward through it.
         """
         assert batch.items is not None
         rows, wanted = len(query), self._negatives
-        last, first = rows + wanted.sampled, 0 if wanted.in_batch else rows
-        own, visible = batch.items[:rows], self._gather(batch.items[:last]).view(-1, last)  # (ranks, last)
-        private, private_keys = self._private(item[last:], batch.items[last:], rows)
-        keys = own, visible[:, first:].flatten(), private_keys
+        size, groups, end = wanted.shared_by or 1, wanted.groups(rows), rows + wanted.draws(rows)
+        of_all, of_group = (wanted.sampled, 0) if wanted.shared_by is None else (0, wanted.sampled)
+        last, first = rows + of_all, 0 if wanted.in_batch else rows
+        visible = self._gather(batch.items[:last]).view(-1, last)  # (ranks, last)
+        own, own_keys = (_filled_up(part[:rows], groups, size, none) for part, none in ((item, 0), (batch.items, -1)))
+        grouped, grouped_keys = (p[last:end].reshape(groups, of_group, *p.shape[1:]) for p in (item, batch.items))
+        private, private_keys = self._private(item[end:], batch.items[end:], rows, groups, size)
+        keys = Parts(own_keys, visible[:, first:].flatten(), grouped_keys, private_keys)
         seen = (visible[:, :rows] >= 0).sum() * wanted.in_batch
         return Pool(
-            query / self._temperature,
-            item[:rows],
+            _filled_up(query / self._temperature, groups, size, 0),
+            own,
             self._gather(item[first:last]),
+            grouped,
             private,
             keys,
-            self._corrections(keys, seen, wanted.sampled * len(visible) + wanted.per_row),
-            batch.lists[NOT_IN] if batch.lists is not None and wanted.not_in is not None else None,
+            self._corrections(keys, seen, of_all * len(visible) + of_group + wanted.per_row),
+            _others(batch, groups * size) if wanted.not_in is not None else None,
         )
 
     def _gather(self, rows: Tensor) -> Tensor:
         return gather_rows(rows) if self._negatives.cross_rank else rows
 
-    def _private(self, item: Tensor, keys: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Vectors (B, P, D) and keys (B, P) of each query's draws and of its column, side by side."""
+    def _private(self, item: Tensor, keys: Tensor, rows: int, groups: int, size: int) -> tuple[Tensor, Tensor]:
+        """Vectors (G, S, P, D) and keys (G, S, P) of each query's draws and of its column, side by side."""
         counts = [self._negatives.per_row, self._negatives.column_length or 0]
         parts = [item.split([rows * count for count in counts]), keys.split([rows * count for count in counts])]
         vectors, found = ([part.reshape(rows, n, *part.shape[1:]) for part, n in zip(p, counts, strict=True)] for p in parts)
-        return _beside(vectors), _beside(found)
+        return _filled_up(_beside(vectors), groups, size, 0), _filled_up(_beside(found), groups, size, -1)
 
-    def _corrections(
-        self, keys: tuple[Tensor, Tensor, Tensor], seen: Tensor, draws: int
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _corrections(self, keys: Parts, seen: Tensor, draws: int) -> Parts | None:
         """Less the log of how often each item is expected among a query's candidates; then the batch itself is counted."""
         if self.frequency is None:
             return None
-        own, shared, private = (self._correction(part, seen, draws) for part in keys)
-        self.frequency.see(gather_rows(keys[0]))
-        return own, shared, private
+        corrections = Parts(*(self._correction(part, seen, draws) for part in keys))
+        self.frequency.see(gather_rows(keys.own.flatten()))
+        return corrections
 
     def _correction(self, keys: Tensor, seen: Tensor, draws: int) -> Tensor:
         assert self.frequency is not None
         expected = draws * self.drawn[keys.clamp(min=0)] + seen * self.frequency.share(keys)
         return -expected.clamp(min=RARE).log()
+
+
+def _others(batch: Batch, rows: int) -> JaggedTensor | None:
+    """Items of `not_in`, with empty lists for what fills the last group up."""
+    if batch.lists is None:
+        return None
+    lists = batch.lists[NOT_IN]
+    return JaggedTensor(lists.values(), lengths=_filled_up(lists.lengths(), 1, rows, 0).flatten())
+
+
+def _filled_up(rows: Tensor, groups: int, size: int, none: int) -> Tensor:
+    """(B, ...) -> (groups, size, ...), with `none` for the rows that the last group lacks."""
+    lacking = groups * size - len(rows)
+    if lacking:
+        rows = torch.cat([rows, rows.new_full((lacking, *rows.shape[1:]), none)])
+    return rows.unflatten(0, (groups, size))
 
 
 def _among(lists: JaggedTensor, here: slice, keys: Tensor) -> Tensor:

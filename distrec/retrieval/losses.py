@@ -36,11 +36,12 @@ def bce_loss(positive: Tensor, negative: Tensor, excluded: Tensor, negative_weig
 
 
 def ccl_loss(positive: Tensor, negative: Tensor, excluded: Tensor, margin: float, negative_weight: float = 1.0) -> Tensor:
-    """Cosine contrastive, (B,): (1 - s+) + w mean_k max(0, s_k - m).
+    """Cosine contrastive, (B,): max(0, 1 - s+) + w mean_k max(0, s_k - m).
 
-    Mao et al., "SimpleX: A Simple and Strong Baseline for Collaborative Filtering", CIKM 2021, equation 1.
+    Mao et al., "SimpleX: A Simple and Strong Baseline for Collaborative Filtering", CIKM 2021, equation 1. A cosine exceeds 1
+    by the noise of dropout alone, and there the authors' code has no gradient either.
     """
-    return (1 - positive) + negative_weight * _mean(F.relu(negative - margin), excluded)
+    return F.relu(1 - positive) + negative_weight * _mean(F.relu(negative - margin), excluded)
 
 
 def _mean(values: Tensor, excluded: Tensor) -> Tensor:

@@ -70,11 +70,13 @@ class RetrievalHead(nn.Module):
         weights = batch.weights[: len(query)]
         pool = self.candidates(batch, query, item)
 
-        def term(here: slice, rows: Sequence[Tensor], shared: Tensor) -> Tensor:
-            return (weights[here] * self._loss(*pool.scores(here, rows, shared))).sum()
+        weighed = pool.filled_up(weights)
+
+        def term(here: slice, parts: Sequence[Tensor], shared: Tensor) -> Tensor:
+            return (weighed[here].flatten() * self._loss(*pool.scores(here, parts, shared))).sum()
 
         block = max(1, BLOCK_BYTES[query.device.type] // (4 * max(1, pool.width)))
-        loss = blockwise_sum(term, pool.rows, pool.shared, block) / batch.normalizer
+        loss = blockwise_sum(term, pool.parts, pool.shared, block) / batch.normalizer
         return loss, {"loss": loss.detach(), "weights": weights, "accuracy": _accuracy(pool, weights)}
 
     def _vectors(self, batch: Batch, inputs: Embedded) -> tuple[Tensor | None, Tensor | None]:
@@ -126,9 +128,9 @@ def _lists(batch: Batch) -> Outputs:
 @torch.no_grad()
 def _accuracy(pool: Pool, weights: Tensor) -> Tensor:
     """Of some rows: a look at all of them costs as much as the loss."""
-    here = slice(0, PROBED)
-    positive, negative, excluded = pool.scores(here, [part[here] for part in pool.rows], pool.shared)
-    real = weights[here] > 0
+    here = slice(0, -(-PROBED // pool.query.shape[1]))
+    positive, negative, excluded = pool.scores(here, [part[here] for part in pool.parts], pool.shared)
+    real = pool.filled_up(weights)[here].flatten() > 0
     won = positive > negative.masked_fill(excluded, -torch.inf).amax(dim=1)
     return (won & real).sum() / real.sum().clamp(min=1)
 
