@@ -178,6 +178,8 @@ class Optimizers:
         self._replicated = {
             names[key]: ReplicatedTables([p], self._sparse[names[key]]) for key, p in own.items() if key in names
         }
+        moved_whole = [own[key] for key in own if key in names and self._sparse[names[key]].every_row]
+        self._clipped = [*self._dense_parameters.values(), *moved_whole]  # every rank has their whole gradient
         self._fused = model.fused_optimizer
         self._count_kernels = count_kernels
         self._rates = [(group, self._base_rate(group, key)) for key, group in self._groups()]
@@ -197,8 +199,8 @@ class Optimizers:
     def step(self) -> None:
         """Clip, and move what the fused optimizers have not moved."""
         if not self.skip:
-            if self._clip_norm is not None and self._dense_parameters:
-                nn.utils.clip_grad_norm_(self._dense_parameters.values(), self._clip_norm)
+            if self._clip_norm is not None and self._clipped:
+                nn.utils.clip_grad_norm_(self._clipped, self._clip_norm)
             for optimizer in self._parts():
                 optimizer.step()
         self.steps += 1

@@ -282,6 +282,23 @@ def test_clip_norm_bounds_the_dense_gradient_and_leaves_tables_alone(engine: Cal
         torch.testing.assert_close(same_tables[name], change)
 
 
+def test_tables_of_which_every_row_moves_are_clipped_with_the_dense_part(engine: Callable[..., Engine]) -> None:
+    adam = {"name": "adam", "lr": 0.1, "every_row": True}
+    tables = {name: {"rows": rows, "dim": 8, "optimizer": adam} for name, rows in (("user", 50), ("item", 40))}
+
+    def gradient(clip_norm: float | None) -> dict[str, torch.Tensor]:
+        built = engine(tables=tables, train={"device": "cpu", "clip_norm": clip_norm})
+        dense, _ = moved(built)
+        slots = built.optimizers.state_dict()["tables"]
+        return dense | {name: own["momentum1"] / 0.1 for name, own in slots.items()}  # after one step
+
+    whole, clipped = gradient(None), gradient(0.001)
+    assert norm(clipped) == pytest.approx(0.001, rel=1e-3)
+    for key, part in whole.items():
+        assert part.ne(0).any(), key
+        torch.testing.assert_close(clipped[key] * norm(whole) / 0.001, part, atol=1e-5, rtol=1e-3)  # weights are rounded
+
+
 def test_a_skipped_step_moves_nothing_and_counts(engine: Callable[..., Engine]) -> None:
     built = engine()
     dense, tables = moved(built, skip=True)

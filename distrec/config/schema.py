@@ -244,7 +244,9 @@ class Train(Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the initial weights and the order of rows")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda when there is one")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast type of the dense part; bf16 on GPU only")
-    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm of the dense part")
+    clip_norm: PositiveFloat | None = Field(
+        default=None, description="largest norm of the gradient: of the dense part and of tables with every_row, taken together"
+    )
     non_finite: Literal["stop", "skip"] = Field(default="stop", description="a NaN or infinite loss: stop, or skip that batch")
     log_every: PositiveInt = Field(default=50, description="steps between scalars")
     profile: Profile | None = Field(

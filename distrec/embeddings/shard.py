@@ -90,7 +90,7 @@ def shard_copies(
     """
     everyone = dist.group.WORLD
     assert everyone is not None, "ranks have been started"
-    return DMPCollection(
+    sharded = DMPCollection(
         module=model,
         device=device,
         plan=plan,
@@ -101,6 +101,8 @@ def shard_copies(
         sharders=using,
         use_inter_host_allreduce=True,
     )
+    look_up_unpooled(_lookups(sharded))
+    return sharded
 
 
 class Averaging:
