@@ -22,10 +22,15 @@ class Outcome:
 
 def run_ranks(program: str, ranks: int, folder: Path, *words: str, timeout: int = 280) -> Outcome:
     """Run tests/programs/PROGRAM on local ranks; it gets `folder` as its first argument and writes `results.json` there."""
-    command = [sys.executable, "-m", "distrec.agent", "--nnodes=1", f"--nproc-per-node={ranks}", str(PROGRAMS / program)]
+    agent = [sys.executable, "-m", "distrec.agent", "--nnodes=1", f"--nproc-per-node={ranks}"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROGRAMS), str(PROGRAMS.parent), *sys.path])}
     done = subprocess.run(
-        [*command, str(folder), *words], capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        [*agent, str(PROGRAMS / "rank.py"), str(PROGRAMS / program), str(folder), *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
+        check=False,
     )
     path = folder / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
