@@ -69,7 +69,6 @@ class RetrievalHead(nn.Module):
         assert item is not None, "a batch to train on has items"
         weights = batch.weights[: len(query)]
         pool = self.candidates(batch, query, item)
-
         weighed = pool.filled_up(weights)
 
         def term(here: slice, parts: Sequence[Tensor], shared: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ class RetrievalHead(nn.Module):
 
         block = max(1, BLOCK_BYTES[query.device.type] // (4 * max(1, pool.width)))
         loss = blockwise_sum(term, pool.parts, pool.shared, block) / batch.normalizer
-        return loss, {"loss": loss.detach(), "weights": weights, "accuracy": _accuracy(pool, weights)}
+        return loss, {"loss": loss.detach(), "weights": weights, "accuracy": _accuracy(pool, weighed)}
 
     def _vectors(self, batch: Batch, inputs: Embedded) -> tuple[Tensor | None, Tensor | None]:
         with torch.autocast(batch.dense.device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None):
@@ -126,11 +125,11 @@ def _lists(batch: Batch) -> Outputs:
 
 
 @torch.no_grad()
-def _accuracy(pool: Pool, weights: Tensor) -> Tensor:
-    """Of some rows: a look at all of them costs as much as the loss."""
+def _accuracy(pool: Pool, weighed: Tensor) -> Tensor:
+    """Of some rows, with weights (G, S): a look at all of them costs as much as the loss."""
     here = slice(0, -(-PROBED // pool.query.shape[1]))
     positive, negative, excluded = pool.scores(here, [part[here] for part in pool.parts], pool.shared)
-    real = pool.filled_up(weights)[here].flatten() > 0
+    real = weighed[here].flatten() > 0
     won = positive > negative.masked_fill(excluded, -torch.inf).amax(dim=1)
     return (won & real).sum() / real.sum().clamp(min=1)
 
