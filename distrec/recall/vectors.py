@@ -83,7 +83,8 @@ class Vectors:
 
     def _batches(self, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         for path in self.parts:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            # A buffer would keep all that it has read, up to the end of the part.
+            with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
                 yield from file.iter_batches(rows, columns=columns)
 
 

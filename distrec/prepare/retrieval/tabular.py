@@ -102,7 +102,7 @@ def _named(source: Path) -> list[Path]:
 
 
 def _parquet(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file) as opened:
+    with pq.ParquetFile(file, pre_buffer=False) as opened:  # a buffer keeps all that it read, up to the end of the file
         _refuse_missing(file, columns, opened.schema_arrow.names)
         for batch in opened.iter_batches(ROWS, columns=list(columns), use_threads=False):
             yield pa.Table.from_batches([batch])
