@@ -23,7 +23,7 @@ from benchmarks.harness import Case, Variant
 from distrec.json_out import to_json
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "numpy", "faiss-cpu")
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
 CASES_A_COLUMN, TITLE = 10, 90  # of a picture; and characters in a line of a case's title
 SIZES = ("tiny", "short", "full")
 

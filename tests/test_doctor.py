@@ -86,6 +86,29 @@ def test_faiss_may_be_absent_but_not_broken(monkeypatch):
     assert libraries.judge(library("faiss"), broken, False).state == "fault"
 
 
+@pytest.mark.parametrize(
+    ("there", "works", "state"),
+    [
+        (["faiss-cpu"], True, "ok"),
+        (["faiss-gpu"], True, "ok"),
+        (["faiss"], True, "ok"),  # conda's
+        (["faiss-cpu"], False, "fault"),
+        (["faiss-gpu"], False, "fault"),
+        (["faiss-cpu", "faiss-gpu"], True, "warning"),
+        (["faiss-cpu", "faiss-gpu"], False, "fault"),
+    ],
+)
+def test_another_faiss_may_stand_in_the_place_of_the_pinned_one_but_not_beside_it(monkeypatch, there, works, state):
+    monkeypatch.setattr(libraries, "installed", lambda *names: {name: "1.15.1" for name in names if name in there})
+    outcomes = {"faiss": libraries.Outcome("" if works else "RuntimeError: faiss-gpu: failed to load libcudart.so.12")}
+    found = libraries.judge(library("faiss"), outcomes, True)
+    assert (found.state, all(f"{name} 1.15.1" in found.found for name in there)) == (state, True)
+    line = re.search(r"^faiss-cpu==.*$", (ROOT / "requirements/cuda.txt").read_text(), re.MULTILINE)
+    removed = "" if there == ["faiss-cpu"] else f"{sys.executable} -m pip uninstall --yes {' '.join(there)} && "
+    back = f"{removed}{sys.executable} -m pip install --no-deps --force-reinstall {line[0]}"
+    assert found.fix == ("" if state == "ok" else back)
+
+
 def doctor(*words: str) -> tuple[int, dict[str, dict]]:
     command = [sys.executable, "-m", "distrec", "doctor", "--json", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distrec.doctor.finding import Finding
-from distrec.doctor.versions import install_torch, installed, reinstall
+from distrec.doctor.versions import install_torch, installed, reinstall, uninstall
 
 TIMEOUT_S = 120.0  # a first import of torch from a network disk takes a minute
 FACTS = "distrec-facts "  # before the line of JSON, for libraries print lines of their own
@@ -70,6 +70,9 @@ index.add(numpy.eye(4, dtype="float32"))
 assert index.search(numpy.eye(4, dtype="float32"), 1)[1].ravel().tolist() == [0, 1, 2, 3]
 """
 
+# The one that is pinned, those for GPUs that people put in its place, and the name that Faiss's own build has, and conda's.
+FAISS_BUILDS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-cuda", "faiss")
+
 LIBRARIES = (
     Library("torch", ("torch",), TORCH),
     Library("fbgemm_gpu", ("fbgemm-gpu", "fbgemm-gpu-cpu"), FBGEMM, needs=("torch",)),
@@ -79,9 +82,7 @@ LIBRARIES = (
     Library("polars", ("polars",), "import polars; assert polars.Series([1, 2]).sum() == 3"),
     Library("pydantic", ("pydantic",), "import pydantic"),
     Library("tensorboard", ("tensorboard",), "from torch.utils.tensorboard import SummaryWriter", needs=("torch",)),
-    Library(
-        "faiss", ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12"), FAISS, optional="nearest-neighbour search"
-    ),
+    Library("faiss", FAISS_BUILDS, FAISS, optional="nearest-neighbour search"),
 )
 
 
@@ -121,22 +122,28 @@ def judge(library: Library, outcomes: Mapping[str, Outcome], gpu: bool) -> Findi
     """What a library's outcome means; where a library that it needs is broken, that one is the thing to mend."""
     found, outcome = installed(*library.distributions), outcomes[library.name]
     named = ", ".join(f"{name} {version}" for name, version in found.items())
+    fix = _fix(library, found, gpu)
+    if library.optional and len(found) > 1 and not outcome.problem:  # of FBGEMM's two, `versions.pairs` says so
+        return Finding(library.name, "warning", f"{named} overwrite each other's files, and the last to come works", fix)
     if not outcome.problem:
         return Finding(library.name, "ok", named or "works, with no metadata that says its version")
     broken = [name for name in library.needs if outcomes[name].problem]
     if broken and found:
         return Finding(library.name, "fault", f"{named} needs {broken[0]}, which does not work", f"mend {broken[0]} first")
-    fix = _fix(library, gpu)
     if not found and library.optional:
         return Finding(library.name, "note", f"not installed; only {library.optional} needs it", fix)
     return Finding(library.name, "fault", f"{named or 'not installed'}: {outcome.problem}", fix)
 
 
-def _fix(library: Library, gpu: bool) -> str:
+def _fix(library: Library, found: Mapping[str, str], gpu: bool) -> str:
     if library.name == "torch":
         return install_torch(gpu)
+    if library.optional:
+        pinned, *others = library.distributions
+        removed = f"{uninstall(*found)} && " if found.keys() & {*others} else ""
+        return removed + reinstall(pinned, gpu=gpu)
     cuda_build, *cpu_build = library.distributions
-    return reinstall(cuda_build if gpu or not cpu_build or library.optional else cpu_build[0], gpu=gpu)
+    return reinstall(cuda_build if gpu or not cpu_build else cpu_build[0], gpu=gpu)
 
 
 def _last_line(text: str) -> str:

@@ -48,6 +48,11 @@ def install(*words: str) -> str:
     return shlex.join([sys.executable, "-m", "pip", "install", "--no-deps", *words])
 
 
+def uninstall(*distributions: str) -> str:
+    """The command that removes distributions from this environment."""
+    return shlex.join([sys.executable, "-m", "pip", "uninstall", "--yes", *distributions])
+
+
 def reinstall(*distributions: str, gpu: bool) -> str:
     """The command that puts distributions back as the closure pins them, even where pip believes that they are there."""
     return install("--force-reinstall", *(pinned(name, gpu) for name in distributions))
@@ -88,8 +93,7 @@ def pairs(found: Mapping[str, str], cuda: str | None, gpu: bool) -> Iterator[Fin
 
 
 def _two_builds(gpu: bool) -> Finding:
-    remove = shlex.join([sys.executable, "-m", "pip", "uninstall", "--yes", *FBGEMM])
-    fix = f"{remove} && {reinstall(FBGEMM[0] if gpu else FBGEMM[1], gpu=gpu)}"
+    fix = f"{uninstall(*FBGEMM)} && {reinstall(FBGEMM[0] if gpu else FBGEMM[1], gpu=gpu)}"
     return Finding("versions", "fault", f"{' and '.join(FBGEMM)} are both installed and overwrite each other's files", fix)
 
 
@@ -111,12 +115,10 @@ def _releases(found: Mapping[str, str], build: str) -> Finding:
 def _build(build: str, found: Mapping[str, str], cuda: str | None, gpu: bool) -> Iterator[Finding]:
     """CPU and CUDA builds that do not go together."""
     if build == FBGEMM[0] and cuda is None:
-        fix = f"{shlex.join([sys.executable, '-m', 'pip', 'uninstall', '--yes', build])} && "
-        fix += install(f"{FBGEMM[1]}=={found[build]}")
+        fix = f"{uninstall(build)} && {install(f'{FBGEMM[1]}=={found[build]}')}"
         yield Finding("builds", "fault", f"{build} needs CUDA's libraries, and torch {found['torch']} is a CPU build", fix)
     elif build == FBGEMM[1] and cuda and gpu:
-        fix = f"{shlex.join([sys.executable, '-m', 'pip', 'uninstall', '--yes', build])} && "
-        fix += install(f"{FBGEMM[0]}=={found[build]}")
+        fix = f"{uninstall(build)} && {install(f'{FBGEMM[0]}=={found[build]}')}"
         yield Finding("builds", "fault", f"{build} has no GPU kernels, and this machine has a GPU", fix)
 
 
