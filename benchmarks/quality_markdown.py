@@ -47,6 +47,7 @@ def _section(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
     yield f"{dataset.protocol}\n"
     yield "\n".join(_table(dataset, measured)) + "\n"
     yield f"Published: {dataset.source}."
+    yield from _scoring(dataset, measured)
     if dataset.other is not None:
         yield _gap(dataset, dataset.other, measured)
     yield f"\nThe data, all rows again, or one run of each:\n\n```bash\n{dataset.prepare}"
@@ -70,6 +71,16 @@ def _table(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
     if dataset.other is not None:
         figures = [f"*{dataset.other.published[metric]:.4f}*" for metric in dataset.metrics]
         yield _line([f"*{dataset.other.model}*", "*published*", "", *figures, ""])
+
+
+def _scoring(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
+    """How long exact search takes, of runs that do it once."""
+    seconds = [run["test_s"] for runs in measured.values() for run in runs if run.get("test_s") is not None]
+    if seconds:
+        yield (
+            f"Of a run, exact search for all {dataset.queries:,} test queries, with reading them, takes "
+            f"{' to '.join(f'{s:.1f}' for s in sorted({min(seconds), max(seconds)}))} s."
+        )
 
 
 def label(metric: str) -> str:

@@ -87,6 +87,7 @@ def finished(folder: Path) -> Run:
         "seed": config.train.seed,
         "metrics": metrics,
         "seconds": sum(summary["seconds"].values()),
+        "test_s": None if config.data.valid else summary["seconds"]["evaluate"],
         "device": "gpu" if GPU in summary["throughput"] else "cpu",
         "steps": summary["steps"],
         "best_step": summary["best_step"],

@@ -43,7 +43,7 @@ class Report:
     metrics: dict[str, float]  # by tag: valid/…, test/…
     best_step: int | None
     throughput: dict[str, float]  # by tag: perf/…, system/…
-    seconds: dict[str, float]  # wall time by phase
+    seconds: dict[str, float]  # wall time by phase, with that of the runs that this one went on from
     skipped: int = 0
 
 
@@ -60,7 +60,12 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - began
+            self.add({name: perf_counter() - began})
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """More time by phase: of a process before this one, say."""
+        for name, more in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + more
 
 
 class Record:

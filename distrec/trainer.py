@@ -48,6 +48,7 @@ class Memory:
     evaluated: int | None = None  # step of the newest evaluation
     metrics: dict[str, float | None] = field(default_factory=dict)  # what it found, by tag; None, as JSON has it, for NaN
     skipped: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by phase up to the checkpoint, of every process so far
 
 
 def build(config: Config, ranks: Ranks, resume: str | None, progress: Progress | None = None) -> Trainer:
@@ -262,6 +263,7 @@ class Trainer:
         self.engine.averaging.now(self.optimizers.steps)
         self._tell()
         self.record.tell_use()
+        self.memory.seconds = dict(self.record.clock.seconds)
         with self.record.phase("save", "saving"):
             manifest = Manifest(
                 step=self.optimizers.steps,
@@ -289,6 +291,7 @@ class Trainer:
         self._require_same_data(manifest)
         self.engine.load(self.checkpoints, manifest.step)
         self.position, self.memory = Position.from_json(manifest.position), Memory(**manifest.progress)
+        self.record.clock.add(self.memory.seconds)
         self.record.quality |= {tag: math.nan if value is None else value for tag, value in self.memory.metrics.items()}
         self.checkpoints.mark_best(self.memory.best_step, self.memory.best_metrics)  # not one of a future that is undone
         self._saved = manifest.step

@@ -186,12 +186,15 @@ def test_segments_have_right_gradients(lengths):
     assert torch.autograd.gradcheck(lambda v: segment_sum(v, offsets), values)
     assert torch.autograd.gradcheck(lambda v: segment_mean(Jagged(v, offsets)), values)
     assert torch.autograd.gradcheck(lambda v: segment_softmax(v[:, :1], offsets), values)
+    assert torch.autograd.gradcheck(lambda v: segment_softmax(v[:, :1], offsets, padded_to=3), values)
     assert torch.autograd.gradcheck(lambda r: repeat_rows(r, offsets, sum(lengths)), x)
 
 
 def test_segment_softmax_takes_large_scores():
     scores = torch.tensor([[1000.0], [1000.0], [-1000.0], [5.0]])
     assert segment_softmax(scores, torch.tensor([0, 3, 3, 4])).flatten().tolist() == [0.5, 0.5, 0.0, 1.0]
+    padded = segment_softmax(scores, torch.tensor([0, 3, 3, 4]), padded_to=2).flatten()
+    torch.testing.assert_close(padded, torch.tensor([0.5, 0.5, 0.0, torch.tensor(5.0).sigmoid()]))
 
 
 def test_segment_sum_of_bf16_adds_in_single_precision():

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[RetrieverSpec, str, dict[str, Any]]] = {
     ),
     "simplex attention": (PLAIN, "simplex", {"history": "attention"}),
     "simplex user attention": (PLAIN, "simplex", {"history": "user_attention"}),
+    "simplex padded": (PLAIN, "simplex", {"history": "user_attention", "padded_to": 2}),
 }
 
 
@@ -167,11 +168,25 @@ def test_a_user_of_simplex_is_partly_what_they_went_for(case: str) -> None:
             scores = np.tanh(rows @ w["pool.pooling.inner.weight"].T) @ w["pool.pooling.score.weight"][0]
         else:
             scores = np.tanh(rows @ w["pool.inner.weight"].T + w["pool.inner.bias"]) @ user
+        if case == "simplex padded":
+            padding = max(0, 2 - len(rows))
+            rows, scores = np.pad(rows, ((0, padding), (0, 0))), np.pad(scores, (0, padding))
         pooled.append(softmax_mean(rows, scores))
     gate = CASES[case][2].get("gate", 0.5)
     expected = gate * users + (1 - gate) * np.array(pooled) @ w["map.weight"].T
     expected = expected if case == "simplex dot" else unit(expected)
     np.testing.assert_allclose(built.query(given).detach().numpy(), expected, rtol=1e-9)
+
+
+def test_padding_is_for_the_users_attention() -> None:
+    with pytest.raises(UserError, match='padded_to is for history = "user_attention", and it is "mean"; remove padded_to'):
+        build_retriever("simplex", {"padded_to": 2}, PLAIN)
+
+
+def test_attention_needs_a_history_that_is_not_pooled_yet() -> None:
+    spec, name, params = CASES["simplex pooled"]
+    with pytest.raises(UserError, match=r"the lookup pools 'history'; declare it in features\.sequence"):
+        build_retriever(name, params | {"history": "user_attention"}, spec)
 
 
 def test_dropout_of_simplex_takes_numbers_out_of_a_unit_vector() -> None:

@@ -78,6 +78,12 @@ def test_a_run_on_a_gpu_is_told_as_such() -> None:
     assert "| 1.0 min (CPU and GPU) |" in render([run(), run(seed=1, device="gpu")])
 
 
+def test_the_time_of_exact_search_is_told_where_it_is_known() -> None:
+    assert "exact search" not in render([run("mf_gowalla"), run("mf_gowalla", 1, test_s=None)]).partition("## Gowalla")[2]
+    runs = [run("mf_gowalla", test_s=5.04), run("mf_gowalla", 1), run("simplex_gowalla", test_s=7.26)]
+    assert "exact search for all 29,858 test queries, with reading them, takes 5.0 to 7.3 s." in render(runs)
+
+
 @pytest.mark.parametrize(("ours", "said"), [(0.4474, "0.100 below"), (0.5574, "0.010 above")])
 def test_the_gap_is_that_of_the_best_row(ours: float, said: str) -> None:
     better = run("dssm_movielens", metrics={"hit_rate@10": 0.1, "ndcg@10": 0.05, "hit_rate@50": ours})
@@ -102,6 +108,7 @@ def test_a_finished_run_is_recorded(tmp_path: Path) -> None:
     quality.main(["--from", str(folder), "--record", str(record), "--document", str(document)])
     (kept,) = json.loads(record.read_text())["runs"]
     assert (kept["config"], kept["seed"], kept["metrics"], kept["seconds"]) == ("mf_movielens", 5, METRICS, 10.5)
+    assert kept["test_s"] is None  # it was scored on data.valid too
     assert (kept["digest"], kept["device"]) == (quality.digest("mf_movielens"), "cpu")
     assert str(tmp_path) not in record.read_text()
 

@@ -112,6 +112,14 @@ def test_the_summary_is_the_report(whole: tuple[Path, Any]) -> None:
     assert {"start", "train", "evaluate", "save"} == found["seconds"].keys()
 
 
+def test_a_resumed_run_took_the_time_of_all_its_parts(ranks: dist.Ranks, rows: Path, tmp_path: Path) -> None:
+    first = make(ranks, rows / "train", tmp_path / "run", train={"steps": 4}).run()
+    second = make(ranks, rows / "train", tmp_path / "run", "newest", train={"steps": 8})
+    assert second.record.clock.seconds["train"] == first.seconds["train"] > 0
+    assert second.record.clock.seconds["start"] > first.seconds["start"]
+    assert second.run().seconds["train"] > first.seconds["train"]
+
+
 def test_tensorboard_shows_the_same_numbers_and_more(whole: tuple[Path, Any]) -> None:
     events = EventAccumulator(str(whole[0]), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
     events.Reload()

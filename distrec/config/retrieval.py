@@ -23,7 +23,8 @@ class Negatives(Section):
     per_row: Count = Field(default=0, description="catalogue items drawn for each row alone")
     distribution: Literal["uniform", "popularity", "hard"] = Field(
         default="uniform",
-        description="what items are drawn by; popularity: train_count^alpha; hard (per_row only): near the row's own item",
+        description="what items are drawn by; popularity: train_count^alpha; hard (per_row only): from the pool nearest to the "
+        "row's own item",
     )
     alpha: NonNegativeFloat = Field(default=0.75, description="exponent of popularity")
     column: str | None = Field(default=None, description="list column of data.train: the row's own negatives, item ids")
@@ -34,7 +35,11 @@ class Negatives(Section):
     pool: PositiveInt = Field(
         default=50, description="hard: the nearest items that are drawn from; 4 bytes an item each, on every rank"
     )
-    refresh_steps: PositiveInt = Field(default=500, description="hard: steps between searches for the nearest items")
+    refresh_steps: PositiveInt = Field(
+        default=500,
+        description="hard: steps between searches for the nearest items, each of which scores every item against every other, "
+        "the ranks sharing them: on a large catalogue, seldom",
+    )
 
     @model_validator(mode="after")
     def _column_has_a_length(self) -> Negatives:

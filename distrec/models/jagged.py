@@ -32,12 +32,18 @@ def segment_mean(jagged: Jagged) -> Tensor:
     return segment_sum(jagged.values, jagged.offsets) / lengths
 
 
-def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
-    """Softmax of (N, 1) scores over each row's positions -> (N, 1), which adds up to 1 in every row that has any."""
+def segment_softmax(scores: Tensor, offsets: Tensor, padded_to: int = 0) -> Tensor:
+    """Softmax of (N, 1) scores over each row's positions -> (N, 1), which adds up to 1 in every row that has any.
+
+    With `padded_to`, a row with fewer positions is reckoned with as many more of score 0, which take their share of the 1.
+    """
     scores = accumulable(scores)
-    largest = _reduce(scores.detach(), offsets, "max", initial=-torch.inf)
+    largest = _reduce(scores.detach(), offsets, "max", initial=0.0 if padded_to else -torch.inf)
     exponentials = (scores - repeat_rows(largest, offsets, scores.shape[0])).exp()
-    return exponentials / repeat_rows(segment_sum(exponentials, offsets), offsets, scores.shape[0])
+    total = segment_sum(exponentials, offsets)
+    if padded_to:
+        total = total + (padded_to - offsets.diff()).clamp(min=0).unsqueeze(1) * (-largest).exp()
+    return exponentials / repeat_rows(total, offsets, scores.shape[0])
 
 
 def repeat_rows(x: Tensor, offsets: Tensor, positions: int) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from distrec.config.words import Field, Fraction, Section
+from distrec.config.words import Count, Field, Fraction, Section
 from distrec.errors import UserError
 from distrec.models.inputs import Embedded, InputSpec, Jagged, RetrieverSpec
 from distrec.models.jagged import repeat_rows, segment_softmax, segment_sum
@@ -32,6 +32,11 @@ class SimpleX(nn.Module):
         history: Literal["mean", "attention", "user_attention"] = Field(
             default="mean", description="pooling of the history; attention: by its own vectors, or by the user's"
         )
+        padded_to: Count = Field(
+            default=0,
+            description="user_attention: reckon a shorter history as if filled up to so many places with zeros of score 0, as "
+            "code that pads does: the less there is of a history, the less it weighs; 0: all weights add up to 1",
+        )
         dropout: Fraction = Field(default=0.0, description="of the query's vector, once it is normalized: noise in every score")
         normalize: Normalize = Field(default=True, description=NORMALIZE)
 
@@ -39,7 +44,7 @@ class SimpleX(nn.Module):
         super().__init__()
         self.item_field, dim = only_vector(spec.item, "simplex")
         self.user_field, self.history_field = _two_features(spec.query, params.user, dim)
-        self.pool = _pool(params.history, dim) if self.history_field in spec.query.sequences else None
+        self.pool = _pool(params, dim, self.history_field, spec.query)
         self.map = nn.Linear(dim, dim, bias=False)
         nn.init.eye_(self.map.weight)  # at first, a user is near what they went for
         self.dropout = nn.Dropout(params.dropout)
@@ -65,15 +70,17 @@ class SimpleX(nn.Module):
 class UserAttention(nn.Module):
     """A weighted mean of a history: a = softmax(e_u^T tanh(W e_k + b)), equation 4."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, padded_to: int = 0) -> None:
         super().__init__()
         self.inner = nn.Linear(dim, dim)
+        self.padded_to = padded_to
 
     def forward(self, history: Jagged, user: Tensor) -> Tensor:
         """(B, D); zeros for an empty history."""
         users = repeat_rows(user, history.offsets, history.values.shape[0])
         scores = (self.inner(history.values).tanh() * users).sum(dim=1, keepdim=True)
-        return segment_sum(segment_softmax(scores, history.offsets) * history.values, history.offsets)
+        weights = segment_softmax(scores, history.offsets, self.padded_to)
+        return segment_sum(weights * history.values, history.offsets)
 
 
 class _WithoutUser(nn.Module):
@@ -87,8 +94,24 @@ class _WithoutUser(nn.Module):
         return self.pooling(history)
 
 
-def _pool(kind: Literal["mean", "attention", "user_attention"], dim: int) -> nn.Module:
-    return UserAttention(dim) if kind == "user_attention" else _WithoutUser(pool(kind, dim))
+def _pool(params: SimpleX.Params, dim: int, history: str, query: InputSpec) -> nn.Module | None:
+    """None for a history that the lookup pools."""
+    if params.padded_to and params.history != "user_attention":
+        raise UserError(
+            f'model.params.padded_to is for history = "user_attention", and it is "{params.history}"; remove padded_to'
+        )
+    if params.history == "user_attention":
+        pooling: nn.Module = UserAttention(dim, params.padded_to)
+    else:
+        pooling = _WithoutUser(pool(params.history, dim))
+    if history in query.sequences:
+        return pooling
+    if params.history != "mean":
+        raise UserError(
+            f'model.params.history = "{params.history}" weighs ids one by one, and the lookup pools {history!r}; '
+            "declare it in features.sequence"
+        )
+    return None
 
 
 def _two_features(query: InputSpec, user: str | None, dim: int) -> tuple[str, str]:
