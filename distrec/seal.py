@@ -76,6 +76,19 @@ def swap_in(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def refuse_to_replace(folder: Path, kind: str) -> None:
+    """Raise a `UserError` where `swap_in` would lose what is no sealed folder of a kind (the command that makes it).
+
+    A damaged manifest stands in no one's way as long as it says the kind: to make the folder again is what mends it.
+    """
+    try:
+        ours = f'"kind": "{kind}"' in (folder / MANIFEST).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no manifest, no folder, or a file
+        ours = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not ours:
+        raise UserError(f"{folder} holds something that {kind!r} did not write; name another folder with --out")
+
+
 def seal(folder: Path, kind: str, facts: Mapping[str, Any], files: Mapping[str, tuple[int, int]]) -> None:
     """Write a folder's manifest, last of all: what it is, `facts` about it, and the checksums of its files by name."""
     replace_signed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -20,6 +21,12 @@ def pytest_configure(config: pytest.Config) -> None:
     for category, message in DEPENDENCY_WARNINGS:
         start = re.escape(message).replace(":", r"\x3a")  # a colon would end the field
         config.addinivalue_line("filterwarnings", f"ignore:{start}:{category.__name__}")
+
+
+@pytest.fixture(autouse=True)
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """distrec's log reaches `caplog`, though a run before in this process has taken it for its own."""
+    monkeypatch.setattr(logging.getLogger("distrec"), "propagate", True)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -29,11 +28,6 @@ from distrec.errors import UserError
 def ranks() -> Iterator[dist.Ranks]:
     with alone() as found:
         yield found
-
-
-@pytest.fixture(autouse=True)
-def heard(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("distrec").propagate = True
 
 
 def manifest(step: int, **more: Any) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,12 +68,6 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-@pytest.fixture
-def heard(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    logging.getLogger("distrec").propagate = True
-    return caplog
-
-
 def upload(local: Path, name: str) -> str:
     for path in local.glob("*.parquet"):
         Flaky().pipe(f"/{name}/{path.name}", path.read_bytes())
@@ -82,14 +75,14 @@ def upload(local: Path, name: str) -> str:
 
 
 def test_a_failed_read_is_tried_again_after_growing_pauses(
-    flaky: type[Flaky], pauses: list[float], heard: pytest.LogCaptureFixture, tmp_path: Path
+    flaky: type[Flaky], pauses: list[float], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     place = upload(Path(numbered(tmp_path / "rows", [[30, 20], [5]])), "rows")
     reader = numbered_reader(place, shuffle=False)
     flaky.failing = 3
     assert real_rows(reader.batches(epochs=1)) == list(range(55))
     assert pauses == [1.0, 2.0, 4.0]
-    assert "part-000.parquet: a read failed (Weather: it rains); trying again in 4 s" in heard.text
+    assert "part-000.parquet: a read failed (Weather: it rains); trying again in 4 s" in caplog.text
 
 
 def test_a_read_that_goes_on_failing_is_named_with_its_tries_and_cause(

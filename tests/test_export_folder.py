@@ -45,6 +45,7 @@ def export_to(target: Path, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch, 
     manifest = Manifest(step=3, world=1, model={}, data="", position={}, progress={})
     for name, value in {
         "restored": lambda *_: (engine, manifest),
+        "_config_hash": lambda _: "of the config",
         "inputs_of": lambda _: {},
         "scoring": lambda _: None,
         "_write_tables": tables,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from sklearn.metrics import roc_auc_score
 from small_retrieval import retrieval_values, write_retrieval
 from small_run import values, write_rows
 from toml_text import to_toml
+
+from distrec.recall.command import UNKNOWN
 
 
 class Server:
@@ -171,12 +174,16 @@ def test_without_rows_to_evaluate_on_items_stand_in_for_queries(
     assert "distrec evaluate" not in told  # there is nothing to score it on
     assert f"distrec index {run}\n" in told
     assert f"distrec recall {run} --report\n" in told
-    assert distrec("export", run, "--program", "none", "--precision", "fp16").code == 0
+    exported = distrec("export", run, "--program", "none", "--precision", "fp16")
+    assert exported.code == 0
     facts = json.loads((run / "export/manifest.json").read_text())
     assert (facts["queries"]["split"], facts["rounding"]) == (None, {"precision": "fp16"})
+    assert "what fewer bits cost is not measured" in exported.out
+    assert facts["config_sha256"] == sha256((run / "config.json").read_bytes()).hexdigest()
     items, queries = (pq.read_table(run / "export" / name) for name in ("items", "queries"))
     assert queries["vector"].to_pylist() == items["vector"].to_pylist()
     assert queries["targets"].to_pylist() == [[]] * 40
+    assert (facts["dtype"], items["vector"].type.value_type) == ("float32", pa.float32())
     assert distrec("index", run).code == 0
     ended = distrec("recall", run, "--report")
     assert ended.code == 2
@@ -190,10 +197,13 @@ def test_items_and_queries_of_which_nothing_is_known_are_told(distrec: Command, 
         table, name = pq.read_table(part), {"items": "item_index", "valid": "user_id"}[split]
         ids = pa.array([None] * unknown + table[name].to_pylist()[unknown:], pa.int64())
         pq.write_table(table.set_column(table.schema.get_field_index(name), name, ids), part)
+    for part, first in ((data / "valid/part-0.parquet", 0), (data / "valid/part-1.parquet", 30)):
+        table = pq.read_table(part)
+        pq.write_table(table.append_column("who", pa.array(range(first, first + len(table)))), part)
     features = {"sparse": [{"name": "user_id", "table": "user"}, {"name": "item_index", "table": "item"}]}
     given = retrieval_values(data, tmp_path / "run", features=features, model={"name": "two_tower"})
     given["data"] |= {"valid": str(data / "valid")}
-    given["retrieval"] |= {"item_features": ["item_index"]}
+    given["retrieval"] |= {"item_features": ["item_index"], "query_id": "who"}
     given["train"] |= {"steps": 2}
     del given["tables"]["genre"]
     (tmp_path / "small.toml").write_text(to_toml(given), encoding="utf-8")
@@ -203,6 +213,12 @@ def test_items_and_queries_of_which_nothing_is_known_are_told(distrec: Command, 
     exported = distrec("export", tmp_path / "run", "--program", "none")
     assert exported.code == 0
     assert "warning: 3 items have a zero vector" in exported.out
+    assert distrec("index", tmp_path / "run").code == 0
+    asked = distrec("recall", tmp_path / "run", "--query", "1", "--query", "2", "--json")
+    assert "1 (data.valid): its vector is zero: the model knows no feature of it" in asked.err
+    unknown, known = (json.loads(line)["warnings"] for line in asked.out.splitlines())
+    assert known == []
+    assert unknown == [UNKNOWN]
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])

@@ -18,40 +18,58 @@ from distrec.models.jagged import repeat_rows, segment_softmax, segment_sum
 
 RANKER = InputSpec(3, {"a": 8, "b": 8}, {"h": 8})
 QUERY = InputSpec(0, {"user": 8}, {"h": 8})
+TWO = {"h": 8, "seen": 8}  # histories
 SHAPES = [[3, 0, 2], [0], [1], [5, 0, 0, 9], [0, 0]]  # ids of each row's history; the first is not what was traced
 
 
-def ranker(name: str, params: dict[str, Any], tasks: int = 1) -> Graph:
+def ranker(name: str, params: dict[str, Any], **differing: Any) -> Graph:
     torch.manual_seed(0)
-    spec = replace(RANKER, num_tasks=tasks)
+    spec = replace(RANKER, **differing)
     model = build(name, params, spec).eval()
     return Graph(model, spec, model)
 
 
-def query_tower(**params: Any) -> Graph:
+def query_tower(sequences: dict[str, int] = QUERY.sequences, **params: Any) -> Graph:
+    return retriever("two_tower", {"query_mlp": [16], "item_mlp": [16], "dim": 8, **params}, sequences)
+
+
+def retriever(name: str, params: dict[str, Any], sequences: dict[str, int] = QUERY.sequences) -> Graph:
     torch.manual_seed(0)
-    spec = RetrieverSpec(QUERY, InputSpec(0, {"item": 8}, {}))
-    model = build_retriever("two_tower", {"query_mlp": [16], "item_mlp": [16], "dim": 8, **params}, spec).eval()
-    return Graph(model, QUERY, model.query)  # type: ignore[arg-type]
+    query = replace(QUERY, sequences=sequences)
+    model = build_retriever(name, params, RetrieverSpec(query, InputSpec(0, {"item": 8}, {}))).eval()
+    return Graph(model, query, model.query)  # type: ignore[arg-type]
 
 
 GRAPHS = {
     "dlrm": lambda: ranker("dlrm", {"bottom_mlp": [8]}),
     "din": lambda: ranker("din", {"targets": ["a"], "histories": ["h"], "softmax": True}),
     "dcn": lambda: ranker("dcn", {"cross_rank": 4, "experts": 2}),
-    "mmoe": lambda: ranker("mmoe", {"experts": 2, "task_experts": 1}, tasks=2),
+    "mmoe": lambda: ranker("mmoe", {"experts": 2, "task_experts": 1}, num_tasks=2),
     "two_tower": lambda: query_tower(),
     "two_tower-attention": lambda: query_tower(history="attention"),
+    "two_tower-two": lambda: query_tower(TWO),
+    "dssm": lambda: retriever("dssm", {"dim": 8}),
+    "youtube_dnn": lambda: retriever("youtube_dnn", {"mlp": [16]}),
+    "simplex": lambda: retriever("simplex", {"history": "user_attention", "padded_to": 4}),
+    "deepfm": lambda: ranker("deepfm", {}),
+    "dlrm-two": lambda: ranker("dlrm", {"bottom_mlp": [8]}, sequences=TWO),
+    "din-three": lambda: ranker("din", {"targets": ["a", "b"], "histories": ["h", "g"]}, sequences={**TWO, "g": 8}),
 }
 
 
 def inputs(graph: Graph, lengths: list[int], seed: int = 7) -> list[Tensor]:
     """Made here and not by the graph, so that they are not those it was traced with."""
     draw = torch.Generator().manual_seed(seed)
-    spec, offsets = graph.spec, torch.tensor([0, *lengths]).cumsum(0)
+    spec = graph.spec
+    offsets = {
+        kind: torch.tensor([0, *(length + kind * (3 - row % 4) for row, length in enumerate(lengths))]).cumsum(0)
+        for kind in graph.kinds
+    }
     dense = [torch.randn(len(lengths), spec.num_dense, generator=draw)] if spec.num_dense else []
     pooled = [torch.randn(len(lengths), dim, generator=draw) for dim in spec.pooled.values()]
-    histories = [part for d in spec.sequences.values() for part in (torch.randn(sum(lengths), d, generator=draw), offsets)]
+    histories: list[Tensor] = []
+    for kind, dim in zip(graph.kinds, spec.sequences.values(), strict=True):
+        histories += [torch.randn(int(offsets[kind][-1]), dim, generator=draw), offsets[kind]]
     return [*dense, *pooled, *histories]
 
 
@@ -67,7 +85,24 @@ def test_the_program_says_what_the_model_says(name: str, tmp_path: Path) -> None
             torch.testing.assert_close(loaded(*given), graph(*given), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["dlrm", "dcn", "mmoe", "two_tower-attention"])
+def test_histories_have_as_many_ids_as_each_other_where_the_model_wants_them_to_alone() -> None:
+    kinds = {name: GRAPHS[name]().kinds for name in GRAPHS}
+    assert kinds["din-three"] == [0, 1, 0]  # "seen" is no part of the pair
+    assert kinds["two_tower-two"] == kinds["dlrm-two"] == [0, 1]
+    assert kinds["din"] == kinds["two_tower"] == [0]
+
+
+def test_types_are_those_of_inputs_that_the_program_takes() -> None:
+    graph = GRAPHS["din-three"]()
+    types, sizes = graph.types, dict[str, int]()
+    for name, given in zip(graph.names, inputs(graph, [3, 0, 2]), strict=True):
+        assert types[name]["dtype"] == str(given.dtype).removeprefix("torch.")
+        for said, size in zip(types[name]["shape"], given.shape, strict=True):
+            assert (sizes.setdefault(said, size) if isinstance(said, str) else said) == size
+    assert sizes == {"rows": 3, "rows + 1": 4, "ids0": 5, "ids1": 11}
+
+
+@pytest.mark.parametrize("name", ["dlrm", "dcn", "mmoe", "two_tower-attention", "two_tower-two", "din-three"])
 def test_onnx_says_what_the_model_says(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs distrec[export]")
     pytest.importorskip("onnxscript", reason="needs distrec[export]")

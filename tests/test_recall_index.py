@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,17 @@ def test_what_is_tried_depends_on_the_size_and_on_the_recall() -> None:
     assert candidates(10**6, 0.98) == ["IVFx,PQyx4fsr,RFlat", "IVFx,Flat", "Flat"]
     assert candidates(10**8, 0.98)[0] == "IVFx_HNSW32,PQyx4fsr,RFlat"
     assert (lists_for(1), subvectors_for(256), subvectors_for(7)) == (1, 128, 7)
+
+
+def test_lists_with_few_vectors_each_are_told_once(
+    vectors: Vectors, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for lists, told in ((64, 0), (128, 1)):
+        build(vectors, f"IVF{lists},Flat", MODEL)
+        assert len(caplog.messages) == told
+    assert "'IVF128,Flat' sorts 3,000 vectors into 128 lists, and k-means wants 39 a list" in caplog.text
+    assert "IVF64 would fit" in caplog.text
+    assert "WARNING" not in "".join(capfd.readouterr())  # Faiss' own
 
 
 # -- building, searching, tuning -------------------------------------------------------------------------------------------
@@ -280,6 +291,8 @@ def test_gpus_share_an_index_where_there_are_some_and_it_is_saved_from_the_host(
     monkeypatch.setattr(faiss, "index_gpu_to_cpu", to_host, raising=False)
     index = build(vectors, "IVF8,Flat", MODEL)
     assert went == [("there", True), "back"]
+    assert build(vectors, "Flat", MODEL).index.ntotal == ROWS  # Faiss' shards of it take one part alone
+    assert went == [("there", True), "back"]
     index.tune("nprobe=8")
     np.testing.assert_array_equal(index.search(queries, 5)[1], exact(queries, items, 5))
     assert index.save(tmp_path / "index") > 0
@@ -292,7 +305,7 @@ def test_an_index_without_gpu_kernels_is_built_on_the_cpu(vectors: Vectors, monk
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", type("Options", (), {}), raising=False)
     monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", refuse)
-    assert build(vectors, "HNSW8", MODEL).index.ntotal == ROWS
+    assert build(vectors, "IVF8,PQ4x4fs", MODEL).index.ntotal == ROWS
 
 
 # -- the report --------------------------------------------------------------------------------------------------------------
@@ -311,17 +324,66 @@ def test_queries_are_tuned_on_or_measured_with_not_both() -> None:
 
 
 def test_an_index_does_not_replace_what_is_none(vectors: Vectors, tmp_path: Path) -> None:
-    """An export or a checkpoint without its manifest would be lost."""
+    """An export, a checkpoint or somebody's notes would be lost."""
     index = build(vectors, "Flat", MODEL)
-    for kind in ({"kind": "distrec export"}, {"step": 3}):
-        (tmp_path / "manifest.json").write_text(json.dumps(kind))
-        with pytest.raises(UserError, match="holds something that is no index; name another folder with --out"):
-            index.save(tmp_path)
-        assert json.loads((tmp_path / "manifest.json").read_text()) == kind
-        assert len(list(tmp_path.iterdir())) == 1
-    (tmp_path / "manifest.json").write_text("{cut short")  # whatever it was, building it again is what mends it
-    index.save(tmp_path)
-    assert VectorIndex.load(tmp_path).facts["rows"] == ROWS
+    folder = tmp_path / "folder"
+    for file, said in (("manifest.json", '{"kind": "distrec export"}'), ("manifest.json", "{cut sh"), ("notes.json", "{}")):
+        folder.mkdir()
+        (folder / file).write_text(said)
+        with pytest.raises(UserError, match="holds something that 'distrec index' did not write; name another"):
+            index.save(folder)
+        assert (folder / file).read_text() == said
+        assert len(list(folder.iterdir())) == 1
+        shutil.rmtree(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="name another folder with --out"):
+        index.save(tmp_path / "file")
+
+
+def test_an_index_with_a_damaged_manifest_can_be_built_again(vectors: Vectors, tmp_path: Path) -> None:
+    index = build(vectors, "Flat", MODEL)
+    index.save(tmp_path / "index")
+    manifest = tmp_path / "index/manifest.json"
+    manifest.write_text(manifest.read_text()[:60])
+    with pytest.raises(UserError, match="build"):
+        VectorIndex.load(tmp_path / "index")
+    index.save(tmp_path / "index")
+    assert VectorIndex.load(tmp_path / "index").facts["rows"] == ROWS
+
+
+def test_an_index_that_cannot_be_written_leaves_the_older_one(
+    vectors: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(vectors, "Flat", MODEL).save(tmp_path / "index")
+    write = faiss.write_index
+
+    def full(index: Any, path: str) -> None:
+        write(index, path)
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(faiss, "write_index", full)
+    with pytest.raises(UserError, match=r"the index cannot be written to .*: No space left on device"):
+        build(vectors, "HNSW8", MODEL).save(tmp_path / "index")
+    assert VectorIndex.load(tmp_path / "index").facts["factory"] == "Flat"
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]  # the room is free again
+
+
+def test_of_two_indexes_written_at_once_the_last_one_stays(
+    vectors: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = faiss.write_index
+    other = build(vectors, "HNSW8", MODEL)
+
+    def meanwhile(index: Any, path: str) -> None:
+        monkeypatch.setattr(faiss, "write_index", write)
+        other.save(tmp_path / "index")
+        assert VectorIndex.load(tmp_path / "index").facts["factory"] == "HNSW8"
+        write(index, path)
+
+    monkeypatch.setattr(faiss, "write_index", meanwhile)
+    build(vectors, "Flat", MODEL).save(tmp_path / "index")
+    assert VectorIndex.load(tmp_path / "index").facts["factory"] == "Flat"
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
 @pytest.mark.parametrize("title", ["Song [live]", "[/b]", "Party :tada:"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -39,11 +38,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a small file system cannot be mounted here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.fixture(autouse=True)
-def heard() -> None:
-    logging.getLogger("distrec").propagate = True
 
 
 def fill(disk: Path) -> Path:

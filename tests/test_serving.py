@@ -365,5 +365,5 @@ def test_an_export_does_not_replace_what_is_none(distrec: Command, run: Path, tm
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     ended = distrec("export", run, "--out", tmp_path / "mine", "--program", "none")
     assert ended.code == 2
-    assert "mine holds something that is no export" in ended.err
+    assert "mine holds something that 'distrec export' did not write" in ended.err
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"

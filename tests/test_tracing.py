@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,6 @@ from distrec.tracing import NullTrace, Trace, trace_of
 def ranks() -> Iterator[dist.Ranks]:
     with alone() as found:
         yield found
-
-
-@pytest.fixture(autouse=True)
-def heard() -> None:
-    logging.getLogger("distrec").propagate = True
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def write_page(folder: Path, catalogue: Catalogue, parts: list[Path], dim: int) 
     rows = every.draw(PROJECTED, seed=0)
     columns = {"title": catalogue.titles, "id": catalogue.own_ids, "category": catalogue.categories}
     known = {name: column for name, column in columns.items() if column is not None}
-    texts = [[str(value) for value in column.take(rows).to_pylist()] for column in known.values()]
+    texts = [["" if value is None else str(value) for value in column.take(rows).to_pylist()] for column in known.values()]
     write_projector(folder, torch.from_numpy(every.take(rows)), list(known), list(zip(*texts, strict=True)))
     return len(rows)
 

@@ -27,7 +27,8 @@ from distrec.export.vectors import Run, write_item_queries, write_items, write_p
 from distrec.models.inputs import InputSpec
 from distrec.recall.vectors import EXPORT
 from distrec.retrieval.task import query_names, retriever_spec
-from distrec.seal import MANIFEST, beside, checksum, seal, swap_in, unseal
+from distrec.run_folder import CONFIG
+from distrec.seal import beside, checksum, refuse_to_replace, seal, swap_in
 from distrec.trained import restored, scoring
 
 Programs = Literal["onnx", "torch", "none"]
@@ -69,7 +70,8 @@ def export(
     engine, manifest = restored(config, ranks, run, step)
     folder = from_first(lambda: _begin(target))
     try:
-        facts = {"model": identity(config, manifest) | {"tables": precision}} | _fill(folder, run, engine, precision, programs)
+        facts = {"model": identity(config, manifest) | {"tables": precision}, "config_sha256": _config_hash(run)}
+        facts |= _fill(folder, run, engine, precision, programs)
         files = _checksums(folder, ranks)
         from_first(lambda: _finish(folder, target.resolve(), facts, files))
     except OSError as error:  # a full disk, say, on this rank
@@ -94,7 +96,7 @@ def _fill(folder: Path, run: Path, engine: Engine, precision: Precision, program
 
 
 def identity(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """Which weights these are: the run's name, a hash of its config, the step, and a hash of the checkpoint's checksums."""
+    """Which weights these are: the run, a hash of what in its config shapes them, the step, one of the checkpoint's files."""
     return {
         "run": config.name,
         "config": _hash(structure(config)),
@@ -116,7 +118,8 @@ def write_programs(folder: Path, engine: Engine, programs: Programs) -> dict[str
     """Write the dense graph: a ranker's, or that of a retriever's queries.
 
     Returns:
-        `name`, `files`, `inputs` and `outputs` in order, and with ONNX the largest `difference` from the model that was seen.
+        `name`, `files`, `inputs` in order and their `types`, `outputs` in order, and with ONNX the largest `difference` from
+        the model that was seen.
 
     Raises:
         UserError: the model cannot be exported, or ONNX says something else than the model.
@@ -129,7 +132,12 @@ def write_programs(folder: Path, engine: Engine, programs: Programs) -> dict[str
         raise UserError(
             f"model {engine.config.model.name!r} cannot be traced by torch.export: {error}; try --program none"
         ) from error
-    facts: dict[str, Any] = {"name": name, "inputs": graph.names, "outputs": outputs_of(engine.config)}
+    facts: dict[str, Any] = {
+        "name": name,
+        "inputs": graph.names,
+        "types": graph.types,
+        "outputs": outputs_of(engine.config),
+    }
     if programs == "onnx":
         files.append(f"{name}.onnx")
         facts["difference"] = export_onnx(graph, program, folder / files[1])
@@ -187,7 +195,8 @@ def _write_vectors(folder: Path, run: Path, engine: Engine, score: Run) -> dict[
         queries = write_queries(folder, open_reader(engine, split), ranks, score, items["dim"])
     else:
         queries = together(lambda: write_item_queries(folder, items, ranks))
-    facts = {"metric": "inner_product", "dim": items["dim"], "zero_vectors": sum(part["zero"] for part in _everyone(items))}
+    facts = {"metric": "inner_product", "dim": items["dim"], "dtype": "float32"}
+    facts["zero_vectors"] = sum(part["zero"] for part in _everyone(items))
     facts["items"] = _parts(items)
     facts["queries"] = {**_parts(queries), "split": split}
     parts = [folder / name for name in facts["items"]["parts"]]
@@ -238,10 +247,7 @@ def _checksums(folder: Path, ranks: Ranks) -> dict[str, tuple[int, int]]:
 
 def _begin(target: Path) -> Path:
     """An empty folder beside the target, which takes its name when all is written. Of exports at once the last one stays."""
-    if target.exists() and not (target / MANIFEST).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} holds something that is no export; name another folder with --out")
-    if (target / MANIFEST).exists():
-        unseal(target, EXPORT, "name another folder with --out")
+    refuse_to_replace(target, EXPORT)
     folder = beside(target.resolve())  # where a link leads; and "." has no name
     try:
         folder.mkdir(parents=True)
@@ -257,6 +263,11 @@ def _cannot_write(target: Path, error: OSError) -> UserError:
 def _finish(folder: Path, target: Path, facts: dict[str, Any], files: dict[str, tuple[int, int]]) -> None:
     seal(folder, EXPORT, facts, files)
     swap_in(folder, target)
+
+
+def _config_hash(run: Path) -> str:
+    """Of the run's config as it lies in its folder, every key of it."""
+    return from_first(lambda: hashlib.sha256((run / CONFIG).read_bytes()).hexdigest())
 
 
 def _hash(values: dict[str, Any]) -> str:

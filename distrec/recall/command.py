@@ -16,17 +16,19 @@ from distrec.log import logger
 from distrec.recall import queries as asking
 from distrec.recall import screen
 from distrec.recall.auto import Point
-from distrec.recall.index import VectorIndex, refuse_to_replace
+from distrec.recall.index import KIND, VectorIndex
 from distrec.recall.make import make_index
 from distrec.recall.picture import draw
 from distrec.recall.queries import Question, ask_history, ask_users
 from distrec.recall.report import halves, hold, measure_index
 from distrec.recall.search import recommend
 from distrec.recall.vectors import Export
+from distrec.seal import refuse_to_replace
 from distrec.trained import restored, scoring
 
 INDEX, REPORT = "index", "report"  # folders of a run
 SHOWN = 10  # items that are recommended, where the catalogue has so many
+UNKNOWN = "its vector is zero: the model knows no feature of it, so every item is as good, and their order says nothing"
 DEPTH = 100  # items at which an index is measured, where the catalogue has so many
 
 
@@ -42,7 +44,7 @@ def build_index(run: Path, factory: str, target: float, k: int | None, source: P
     if k is not None and not 0 < k <= export.items.rows:
         raise UserError(f"-k {k}, and the export has {export.items.rows:,} items: k is from 1 to that")
     folder = out or run / INDEX
-    refuse_to_replace(folder)
+    refuse_to_replace(folder, KIND)
     index = make_index(export, factory, target, k or DEPTH, logger.info)
     screen.indexed(str(folder), index.facts, index.save(folder))
 
@@ -71,9 +73,11 @@ def recommend_items(
         vectors = engine.query_vectors(question.batch).cpu().numpy()
         if ranks.first:
             scores, rows = recommend(found, vectors, k, question.hidden)
-            listed = _listed(engine, found, rows[0], scores[0])
+            listed, warnings = _listed(engine, found, rows[0], scores[0]), [] if vectors.any() else [UNKNOWN]
+            for warning in warnings:
+                logger.warning("%s: %s", question.said, warning)
             if as_json:
-                print(to_json({"query": question.said, "items": listed}))
+                print(to_json({"query": question.said, "items": listed, "warnings": warnings}))
             else:
                 _show(question, listed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from distrec.errors import UserError
 from distrec.log import logger
-from distrec.recall.factory import EXAMPLES, lists_of, make, reason
+from distrec.recall.factory import EXAMPLES, FEWEST_A_LIST, lists_for, lists_of, make, reason
 from distrec.recall.vectors import ROW_GROUP, Vectors
-from distrec.seal import MANIFEST, checksum, seal, unseal, verify
+from distrec.seal import beside, checksum, refuse_to_replace, seal, swap_in, unseal, verify
 
-INDEX = "distrec index"
+KIND = "distrec index"
 FILE = "index.faiss"
 IDS = "ids.parquet"
 REMEDY = "build it again: distrec index RUN"
@@ -79,21 +79,24 @@ class VectorIndex:
         self.facts["parameters"] = parameters
 
     def save(self, folder: Path) -> int:
-        """Write the index, its ids, and last its manifest; returns the bytes of the index.
+        """Write the index, its ids and its manifest, in place of an index that is there; returns the bytes of the index.
 
         Raises:
             UserError: it cannot be written, or the folder is something else's.
         """
-        refuse_to_replace(folder)
+        refuse_to_replace(folder, KIND)
+        partial = beside(folder.resolve())  # of two that are built at once the last one stays, whole
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / MANIFEST).unlink(missing_ok=True)
-            faiss.write_index(self.index, str(folder / FILE))
-            pq.write_table(pa.table({"id": self.ids}), folder / IDS, write_page_checksum=True)
+            partial.mkdir(parents=True)
+            faiss.write_index(self.index, str(partial / FILE))
+            pq.write_table(pa.table({"id": self.ids}), partial / IDS, write_page_checksum=True)
+            files = {name: checksum(partial / name) for name in (FILE, IDS)}
+            seal(partial, KIND, self.facts, files)
+            swap_in(partial, folder.resolve())
         except (OSError, RuntimeError) as error:
             raise UserError(f"the index cannot be written to {folder}: {error}") from None
-        files = {name: checksum(folder / name) for name in (FILE, IDS)}
-        seal(folder, INDEX, self.facts, files)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         return files[FILE][0]
 
     @classmethod
@@ -103,7 +106,7 @@ class VectorIndex:
         Raises:
             UserError: there is none, or a file is cut short or damaged.
         """
-        facts = unseal(folder, INDEX, "build one: distrec index RUN")
+        facts = unseal(folder, KIND, "build one: distrec index RUN")
         verify(folder, facts["files"], facts["files"], REMEDY)
         try:
             index = faiss.read_index(str(folder / FILE))
@@ -128,7 +131,7 @@ def build(items: Vectors, factory: str, model: Mapping[str, Any], seed: int = 0)
     """
     began = time.perf_counter()
     made = make(factory, items.rows, items.dim)
-    index = on_gpus(made, factory)
+    index = made if made.is_trained else on_gpus(made, factory)  # one that learns nothing is filled as fast
     if not index.is_trained:
         _train(index, lists_of(made), items, factory, seed)
     trained = time.perf_counter()
@@ -145,16 +148,6 @@ def build(items: Vectors, factory: str, model: Mapping[str, Any], seed: int = 0)
     }
     whole = index if index is made else faiss.index_gpu_to_cpu(index)
     return VectorIndex(whole, items.column("id"), facts)
-
-
-def refuse_to_replace(folder: Path) -> None:
-    """Raise a `UserError` where a folder has the manifest of another thing, which an index would overwrite."""
-    try:
-        kind = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("kind")
-    except (OSError, ValueError, AttributeError):  # none, or one that says nothing any more
-        return
-    if kind != INDEX:
-        raise UserError(f"{folder} holds something that is no index; name another folder with --out")
 
 
 def sample_rows(lists: int, items: Vectors) -> int:
@@ -178,6 +171,17 @@ def on_gpus(index: Any, factory: str) -> Any:
 
 def _train(index: Any, lists: int, items: Vectors, factory: str, seed: int) -> None:
     """Faiss cannot tell the `lists` of an index on GPUs."""
+    if lists * FEWEST_A_LIST > items.rows:
+        logger.warning(
+            "factory %r sorts %s vectors into %s lists, and k-means wants %d a list: some will be by chance; IVF%d would fit",
+            factory,
+            f"{items.rows:,}",
+            f"{lists:,}",
+            FEWEST_A_LIST,
+            lists_for(items.rows),
+        )
+        if inner := faiss.try_extract_index_ivf(index):
+            inner.cp.min_points_per_centroid = 1  # or Faiss says the same again, past the log
     try:
         index.train(items.take(items.draw(sample_rows(lists, items), seed)))
     except RuntimeError as error:

@@ -20,6 +20,8 @@ def exported(folder: str, facts: Mapping[str, Any]) -> None:
         console.print(f"  {line}")
     if "before" in facts.get("rounding", {}):
         _rounding(facts["rounding"])
+    elif "rounding" in facts:
+        console.print("  what fewer bits cost is not measured: the run has no data.valid and no data.test")
 
 
 def indexed(folder: str, facts: Mapping[str, Any], size: int) -> None:
