@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import Case, Variant
 from benchmarks.report import RESULTS, short
@@ -20,10 +21,27 @@ def tables(device: str = "cpu", results: Path = RESULTS) -> Iterator[tuple[str, 
 
 
 def table(case: Case) -> str:
-    """A case in Markdown."""
+    """A case in Markdown, and below it what is known of each of its variants."""
     heads = ["variant", case.unit, "slowest to fastest", f"over {case.reference}", "by CPU time", "peak MiB"]
     rows = [heads, ["---"] * len(heads), *(_row(case, variant) for variant in case.variants.values())]
-    return "\n".join([f"{case.name}:", "", *(f"| {' | '.join(row)} |" for row in rows)])
+    known = case.facts.get("of", {})
+    return "\n".join([f"{case.name}:", "", *_lines(rows), *(["", *_lines(_known(known))] if known else [])])
+
+
+def _known(known: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
+    names = list(dict.fromkeys(name for facts in known.values() for name in facts))
+    yield ["variant", *(name.replace("_", " ") for name in names)]
+    yield ["---"] * (1 + len(names))
+    for variant, facts in known.items():
+        yield [variant, *(_value(facts.get(name, "")) for name in names)]
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else short(value)
+
+
+def _lines(rows: Iterable[list[str]]) -> Iterator[str]:
+    return (f"| {' | '.join(row)} |" for row in rows)
 
 
 def _row(case: Case, variant: Variant) -> list[str]:

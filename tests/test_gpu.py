@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -12,19 +14,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from command import Command
 from ranks import run_ranks
-from single_rank import lines, make
+from single_rank import lines, make, summary
+from small_retrieval import ITEMS, retrieval_values, write_retrieval
 from small_run import values, write_rows
+from test_exact import brute_force, lists, ragged
 from toml_text import to_toml
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from distrec import dist
+from distrec.config.load import parse
 from distrec.embeddings import shard
+from distrec.engine import Engine, open_reader
 from distrec.export.write import round_tables
 from distrec.pipeline import outputs
-from distrec.trainer import Trainer
+from distrec.recall.vectors import Export
+from distrec.retrieval import exact, task
+from distrec.trained import restored, score
+from distrec.trainer import Trainer, build
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -261,3 +273,124 @@ def test_the_command_line_takes_the_gpu_unasked(rows: Path, tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert any("system/gpu_peak_gib" in line for line in lines(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("items", "k", "block"), [(300, 10, 64), (40, 40, 16), (1000, 3, 10**6)])
+def test_exact_search_finds_what_sorting_finds(monkeypatch: pytest.MonkeyPatch, items: int, k: int, block: int) -> None:
+    """Of numbers that a GPU adds up exactly: most scores are tied, and all of them where a query knows nothing."""
+    monkeypatch.setattr(exact, "BLOCK_ROWS", block)
+    monkeypatch.setattr(exact.Share.blocks, "__defaults__", (block,))
+    draw = np.random.default_rng(items)
+    q, v = (draw.integers(-2, 3, (n, 4)).astype(np.float32) for n in (40, items))
+    q[:3] = 0  # what a model of histories alone makes of an empty one
+    hidden = lists(draw, len(q), items, items)
+    hidden[1], hidden[5] = [], list(range(items))
+    queries, share = torch.from_numpy(q).to("cuda"), exact.Share.alone(torch.from_numpy(v).to("cuda"))
+    found = exact.top_k(queries, share, k, ragged(hidden), budget=4 * block * 3)
+    rows, scores = found.items.cpu().numpy(), found.scores.cpu().numpy()
+    np.testing.assert_array_equal(rows, brute_force(q, v, k, hidden))
+    pairs = exact.pair_scores(queries, share, found.items.clamp(min=0), budget=4 * block).cpu().numpy()
+    np.testing.assert_array_equal(pairs, np.take_along_axis(q @ v.T, np.maximum(rows, 0), 1))
+    np.testing.assert_array_equal(scores, np.where(rows < 0, -np.inf, pairs))
+
+
+SHARED = {"in_batch": False, "sampled": 20, "shared_by": 24, "not_in": "others"}  # of three groups the last is not full
+COSINE = {"loss": "ccl", "margin": 0.3, "negative_weight": 20}
+QUERY = [{"name": "user_id", "table": "user"}, {"name": "history", "table": "past", "pooling": "mean", "max_length": 3}]
+RETRIEVERS: dict[str, dict[str, Any]] = {
+    "softmax": {  # with logQ, over the batch and over draws by popularity
+        "retrieval": {"negatives": {"sampled": 12, "per_row": 3, "distribution": "popularity"}},
+        "embedding": {"sharding": "row_wise"},
+    },
+    "bpr": {"retrieval": {"loss": "bpr", "negatives": {"column": "negatives", "column_length": 3, "not_in": "others"}}},
+    "simplex": {
+        "retrieval": COSINE | {"item_features": ["item_index"], "negatives": SHARED},
+        "tables": {name: {"rows": 60, "dim": 8, "init_scale": 0.1} for name in ("user", "item", "past")},
+        "features": {"sparse": [*QUERY, {"name": "item_index", "table": "item"}]},
+        "model": {"name": "simplex", "params": {"user": "user_id", "gate": 0.8}},
+        "optimizer": {"dense": {"lr": 0.01}, "sparse": {"name": "adam", "lr": 0.01, "every_row": True}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def log_of_items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_retrieval(tmp_path_factory.mktemp("retrieval"))
+
+
+def retriever(
+    device: str, steps: int, data: Path, folder: Path, resume: str | None = None, **own: Any
+) -> tuple[Engine, torch.Tensor]:
+    """A small one at the end of its run, and its item vectors, on CPU."""
+    given = retrieval_values(data, folder)
+    given["retrieval"] |= own.pop("retrieval")
+    with on(device) as ranks:
+        trainer = build(parse(given | own | {"train": {"device": device, "steps": steps, "log_every": 1}}), ranks, resume)
+        trainer.run()
+        trainer.pipeline.detach()
+        return trainer.engine, item_vectors(trainer.engine)
+
+
+def item_vectors(engine: Engine) -> torch.Tensor:
+    return engine.item_vectors(engine.items.catalogue.batch(np.arange(ITEMS))).cpu()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("own", RETRIEVERS.values(), ids=RETRIEVERS)
+def test_a_retriever_learns_on_a_gpu_what_it_learns_on_cpu(
+    own: dict[str, Any], log_of_items: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same batches, from one checkpoint, for a GPU draws other first weights; with scores in many blocks there."""
+    monkeypatch.setitem(task.BLOCK_BYTES, "cuda", 2**11)
+    _, first = retriever("cpu", 1, log_of_items, tmp_path / "cpu", **own)
+    shutil.copytree(tmp_path / "cpu", tmp_path / "cuda")
+    last = {d: retriever(d, STEPS, log_of_items, tmp_path / d, "newest", **own)[1] for d in ("cpu", "cuda")}
+    assert (last["cpu"] - first).abs().amax() > 0.01
+    torch.testing.assert_close(last["cuda"], last["cpu"], atol=2e-4, rtol=0)
+    assert len(losses(tmp_path / "cpu")) == STEPS
+    assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-4)
+
+
+def test_hard_negatives_are_searched_for_on_a_gpu(log_of_items: Path, tmp_path: Path) -> None:
+    hard = {"log_q": False, "negatives": {"distribution": "hard", "per_row": 2, "pool": 3, "refresh_steps": 4}}
+    engine, vectors = retriever("cuda", STEPS, log_of_items, tmp_path, retrieval=hard)
+    alike = (vectors @ vectors.T).fill_diagonal_(-torch.inf).numpy()
+    expected = np.argsort(-alike, axis=1)[:, :3]
+    assert (engine.neighbours.table.numpy() == expected).mean() > 0.95  # type: ignore[union-attr]  # but for near ties
+
+
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of torch 2.11's own loader
+def test_what_a_gpu_trained_is_exported_indexed_and_recalled_as_the_cpu_has_it(distrec: Command, tmp_path: Path) -> None:
+    """And evaluated, by NumPy on the vectors of the model that the CPU restores. Some users have no history."""
+    data, run = write_retrieval(tmp_path / "data", rows=120), tmp_path / "run"
+    valid = pq.read_table(data / "valid").to_pylist()
+    lonely = next(row["user_id"] for row in valid if not row["history"])
+    given = retrieval_values(data, run, train={"device": "cuda", "steps": STEPS}, evaluate={"every_steps": STEPS})
+    given["data"] |= {"valid": str(data / "valid"), "eval_batch_size": len(valid)}
+    given["retrieval"] |= {"rank_among": 20, "query_id": "user_id"}
+    (tmp_path / "my.toml").write_text(to_toml(given))
+    for words in (("train", tmp_path / "my.toml"), ("export", run, "--program", "torch"), ("index", run)):
+        ended = distrec(*words)
+        assert ended.code == 0, ended.err
+
+    on_cpu = parse(given | {"train": {"device": "cpu"}})
+    with on("cpu") as ranks:
+        engine, _ = restored(on_cpu, ranks, run, None)
+        [batch] = open_reader(engine, "valid").batches(epochs=1)
+        items, queries = item_vectors(engine), engine.query_vectors(batch)
+        _, evaluated = score(on_cpu, ranks, run, "valid", None)
+    export = Export.open(run / "export")
+    for kept, vectors in ((export.items, items), (export.queries, queries)):
+        torch.testing.assert_close(torch.cat([block for _, block in kept.blocks()]), vectors, atol=1e-5, rtol=0)
+    program = torch.export.load(run / "export/query.pt2").module()
+    assert {parameter.device.type for parameter in program.parameters()} == {"cpu"}
+
+    best = brute_force(queries.numpy(), items.numpy(), 10, [row["seen"] for row in valid])
+    told = {name.removeprefix("valid/"): value for name, value in summary(run)["metrics"].items()}
+    for k in (5, 10):
+        hits = [row["targets"][0] in found for row, found in zip(valid, best[:, :k], strict=True)]
+        assert told[f"recall@{k}"] == pytest.approx(np.mean(hits))
+    assert {name: told[name] for name in evaluated.metrics} == pytest.approx(evaluated.metrics)
+    for user in (lonely, 7):
+        found = json.loads(distrec("recall", run, "--query", user, "--json").out)["items"]
+        assert [item["item"] for item in found] == best[user].tolist()
+        assert [item["score"] for item in found] == pytest.approx((items @ queries[user])[best[user]].tolist(), abs=1e-4)

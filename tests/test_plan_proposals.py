@@ -16,7 +16,7 @@ from distrec.config.layout import layout
 from distrec.config.schema import Features, SparseOptimizer, Table
 from distrec.embeddings import options, plan, shard
 from distrec.embeddings.cluster import Cluster
-from distrec.embeddings.proposals import Record
+from distrec.embeddings.proposals import Incumbent
 from distrec.embeddings.tables import Embeddings, build
 
 MB = 2**20
@@ -117,9 +117,9 @@ def test_what_is_ruled_out_is_more_than_two_ranks_of_ten_hold(
     place: int, fixed: list[list[int]], free: list[int], out: bool
 ) -> None:
     device = SimpleNamespace(storage=Storage(10, 10))
-    record = Record(SimpleNamespace(devices=[device, device], world_size=2))  # type: ignore[arg-type]
-    record.rated(12)
-    record.rated(10)
-    record.rated(11)
+    incumbent = Incumbent(SimpleNamespace(devices=[device, device], world_size=2))  # type: ignore[arg-type]
+    incumbent.rated(12)
+    incumbent.rated(10)
+    incumbent.rated(11)
     proposal = [*(option("uniform", parts, place) for parts in fixed), option("device", free, place)]
-    assert record.rules_out(proposal if free else proposal[:-1]) == out
+    assert incumbent.rules_out(proposal if free else proposal[:-1]) == out

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +26,18 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
 
 
 @pytest.fixture(scope="module")
-def one(two: tuple[Outcome, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def program() -> Any:
+    """What the ranks run, to run it here too."""
+    sys.path[:0] = [str(PROGRAMS)]
+    try:
+        import retrieval  # a program of tests/programs
+    finally:
+        sys.path.remove(str(PROGRAMS))
+    return retrieval
+
+
+@pytest.fixture(scope="module")
+def one(program: Any, two: tuple[Outcome, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same steps on one rank: its log has the rows in the order in which two ranks trained on them."""
     folder = write_retrieval(tmp_path_factory.mktemp("one"), rows=ROWS)
     log = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "train").glob("*"))])
@@ -35,18 +47,15 @@ def one(two: tuple[Outcome, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     for path in (folder / "train").glob("*"):
         path.unlink()
     pq.write_table(log.take(order), folder / "train/part-0.parquet")
-    sys.path[:0] = [str(PROGRAMS)]
-    try:
-        import retrieval  # a program of tests/programs
-    finally:
-        sys.path.remove(str(PROGRAMS))
     with alone() as ranks:
-        return {
-            name: retrieval.learn(ranks, folder, folder / name, 2 * BATCH, config) for name, config in retrieval.LOSSES.items()
-        }
+        return {name: program.learn(ranks, folder, folder / name, 2 * BATCH, config) for name, config in program.LOSSES.items()}
 
 
-@pytest.mark.parametrize("loss", ["softmax", "softmax alone", "bpr", "ccl", "bce"])
+LOSSES = ["softmax", "softmax alone", "bpr", "ccl", "bce"]
+NEGATIVES = ["mixed", "draws", "popular", "of each row", "of groups", "of groups, ccl", "hard", "column"]
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, *NEGATIVES])
 def test_two_ranks_learn_what_one_learns_of_the_same_batches(loss: str, one: dict, two: tuple[Outcome, Path]) -> None:
     split, whole = two[0].results["learned"][loss], one[loss]
     assert len(split["losses"]) == 6
@@ -60,8 +69,30 @@ def test_two_ranks_learn_what_one_learns_of_the_same_batches(loss: str, one: dic
 
 def test_losses_differ_so_that_equal_ones_mean_something(one: dict) -> None:
     found = {tuple(round(loss, 3) for loss in result["losses"]) for result in one.values()}
-    assert len(found) == len(one)
+    assert len(found) == len(one) == len([*LOSSES, *NEGATIVES])
     assert all(result["losses"][0] != result["losses"][-1] for result in one.values())
+
+
+@pytest.mark.parametrize("name", ["softmax", "ccl"])
+def test_ranks_that_share_nothing_lose_what_each_would_lose_alone(name: str, program: Any, two: tuple[Outcome, Path]) -> None:
+    found = two[0].results["within"][name]
+    with alone():
+        expected = [program.loss_of(rank, program.WITHIN[name]) for rank in range(2)]
+    for part in ("loss", "gradients"):
+        own, shared, by_itself = ([each[part] for each in ranks] for ranks in (found["False"], found["True"], expected))
+        for rank in range(2):
+            assert own[rank] == pytest.approx(by_itself[rank], rel=1e-5, abs=1e-6), part
+            assert shared[rank] != pytest.approx(own[rank], rel=1e-2), part
+    losses = [each["loss"] for each in expected]
+    assert np.mean([each["loss"] for each in found["False"]]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-2)
+
+
+def test_every_rank_knows_the_nearest_items_of_every_item(program: Any, two: tuple[Outcome, Path]) -> None:
+    scores = program.ITEMS.astype(np.float64) @ program.ITEMS.T.astype(np.float64)
+    np.fill_diagonal(scores, -np.inf)
+    nearest = np.argsort(-scores, axis=1)[:, : program.POOL].tolist()
+    assert two[0].results["near"] == [nearest, nearest]
 
 
 def test_rows_of_all_ranks_come_to_each_and_gradients_go_back_to_their_owners(two: tuple[Outcome, Path]) -> None:

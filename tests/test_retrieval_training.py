@@ -19,10 +19,13 @@ from small_retrieval import GENRES, ITEMS, USERS, retrieval_values, write_retrie
 from distrec import dist
 from distrec.config.check import find_faults, monitored_metric
 from distrec.config.load import parse, structure
+from distrec.data.negatives import Drawer
+from distrec.data.neighbours import Neighbours
 from distrec.engine import open_reader, validate
 from distrec.errors import UserError
 from distrec.planner.planning import beside_tables
 from distrec.profile.inspection import inspect_config
+from distrec.retrieval.exact import Share
 from distrec.trained import score
 from distrec.trainer import Trainer, build
 
@@ -94,6 +97,30 @@ def test_hard_negatives_are_searched_for_while_it_trains(ranks: dist.Ranks, data
     np.fill_diagonal(alike, -np.inf)
     expected = np.argsort(-alike, axis=1)[:, :3]
     assert (trainer.engine.neighbours.table.numpy() == expected).mean() > 0.95  # but for near ties
+
+
+def test_a_search_follows_every_so_many_steps_and_the_next_step_draws_by_it(
+    ranks: dist.Ranks, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch has 32 steps, and checkpoints interrupt it too: neither is a time to search, nor to forget that it is due."""
+    searches, drawn_after = [0], []
+    search, draw = Neighbours.search, Drawer.draw
+
+    def counted(self: Neighbours, share: Share) -> None:
+        searches[0] += 1
+        search(self, share)
+
+    def noted(self: Drawer, *of_batch: Any) -> np.ndarray:
+        drawn_after.append(searches[0])
+        return draw(self, *of_batch)
+
+    monkeypatch.setattr(Neighbours, "search", counted)
+    monkeypatch.setattr(Drawer, "draw", noted)
+    hard = {"distribution": "hard", "per_row": 2, "pool": 3, "refresh_steps": 15}
+    run = {"train": {"device": "cpu", "steps": 50}, "checkpoint": {"every_steps": 20}}
+    train(ranks, data, tmp_path, {"log_q": False, "negatives": hard}, **run)
+    assert searches == [3]
+    assert drawn_after == [0] * 15 + [1] * 15 + [2] * 15 + [3] * 5
 
 
 @pytest.mark.parametrize("name", ["youtube_dnn", "simplex"])

@@ -13,13 +13,13 @@ ROUNDING = 1e-9  # of a sum of milliseconds, relative: which of two equal plans 
 
 
 def hopeful_proposers(topology: Topology) -> list[Proposer]:
-    """TorchRec's default proposers, in its order, with one `Record` between them."""
-    record = Record(topology)
+    """TorchRec's default proposers, in its order, with one `Incumbent` between them."""
+    incumbent = Incumbent(topology)
     inner = (GridSearchProposer(), GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer())
-    return [Hopeful(proposer, record) for proposer in inner]
+    return [Hopeful(proposer, incumbent) for proposer in inner]
 
 
-class Record:
+class Incumbent:
     """The best plan's rating so far, and whether a proposal may be laid out and be better.
 
     A rating is the work of the busiest rank. This is at least what the options with a fixed layout (row-wise, replicated) put
@@ -67,11 +67,11 @@ def _load(shard: Shard) -> tuple[float, int, int]:
 
 
 class Hopeful(Proposer):
-    """Passes on what another proposer proposes, unless the record rules it out. The other must not learn from ratings."""
+    """Passes on what another proposer proposes, unless the incumbent rules it out. The other must not learn from ratings."""
 
-    def __init__(self, proposer: Proposer, record: Record):
+    def __init__(self, proposer: Proposer, incumbent: Incumbent):
         """Ask `proposer`."""
-        self._proposer, self._record = proposer, record
+        self._proposer, self._incumbent = proposer, incumbent
 
     def load(self, search_space: list[ShardingOption], enumerator: Enumerator | None = None) -> None:
         """All options, before the first proposal."""
@@ -80,7 +80,7 @@ class Hopeful(Proposer):
     def propose(self) -> list[ShardingOption] | None:
         """The next proposal that may become the plan."""
         proposal = self._proposer.propose()
-        while proposal and self._record.rules_out(proposal):
+        while proposal and self._incumbent.rules_out(proposal):
             self._proposer.feedback(partitionable=False, plan=proposal)
             proposal = self._proposer.propose()
         return proposal
@@ -94,5 +94,5 @@ class Hopeful(Proposer):
     ) -> None:
         """What became of the proposal."""
         if perf_rating is not None:
-            self._record.rated(perf_rating)
+            self._incumbent.rated(perf_rating)
         self._proposer.feedback(partitionable, plan, perf_rating, storage_constraint)
