@@ -206,6 +206,9 @@ def test_the_report_tells_model_and_index_apart(distrec: Command, served: tuple[
     measured = report["measured"]
     assert (measured["queries"], measured["k"]) == (30, 40)  # half of them chose the parameters
     assert measured["recall@40"] < 1  # some lists are not looked at
+    asked = json.loads(distrec("recall", run, "--query", "7", "-k", "38", "--json").out)
+    assert (len(asked["items"]) < 38, asked["warnings"]) == (True, [command.FEW])
+    assert json.loads(distrec("recall", run, "--query", "7", "-k", "2", "--json").out)["warnings"] == []
     assert measured["model_through_index"]["recall@10"] <= measured["model"]["recall@10"]
     assert set(measured["qps"]) >= {"1"}
     assert {"batch", "single"} == set(measured["flat_qps"]["1"])

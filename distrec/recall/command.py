@@ -29,6 +29,7 @@ from distrec.trained import restored, scoring
 INDEX, REPORT = "index", "report"  # folders of a run
 SHOWN = 10  # items that are recommended, where the catalogue has so many
 UNKNOWN = "its vector is zero: the model knows no feature of it, so every item is as good, and their order says nothing"
+FEW = "the index found no more items, for it looks at a part of them; index again for more: distrec index RUN --recall 0.99"
 DEPTH = 100  # items at which an index is measured, where the catalogue has so many
 
 
@@ -73,7 +74,10 @@ def recommend_items(
         vectors = engine.query_vectors(question.batch).cpu().numpy()
         if ranks.first:
             scores, rows = recommend(found, vectors, k, question.hidden)
-            listed, warnings = _listed(engine, found, rows[0], scores[0]), [] if vectors.any() else [UNKNOWN]
+            listed = _listed(engine, found, rows[0], scores[0])
+            left = len(found.ids) - len(set(question.seen.tolist()))
+            warnings = [] if vectors.any() else [UNKNOWN]
+            warnings += [FEW] if len(listed) < min(k, left) else []
             for warning in warnings:
                 logger.warning("%s: %s", question.said, warning)
             if as_json:
