@@ -129,6 +129,12 @@ def test_onnx_that_differs_is_refused(tmp_path: Path) -> None:
         export_onnx(graph, program, tmp_path / "model.onnx")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_not_taken_for_a_model_that_cannot_be_traced() -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        export_program(GRAPHS["two_tower"](), Path("/dev/full"))
+
+
 def test_without_the_packages_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     graph = GRAPHS["two_tower"]()

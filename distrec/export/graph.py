@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,15 @@ def export_program(graph: Graph, path: Path) -> ExportedProgram:
     """Write torch.export's program of the graph. Rows and ids are dynamic: one row too, and no id at all.
 
     torch takes a dimension of 1 for another kind of thing than one of 2, unless it is told that no size is special.
+
+    Raises:
+        OSError: it cannot be written.
     """
     with _quiet(), tracing.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
         program = torch.export.export(graph, tuple(graph.example(*EXAMPLES[0])), dynamic_shapes=(graph.shapes(),), strict=False)
-        torch.export.save(program, path)
+        packed = BytesIO()
+        torch.export.save(program, packed)
+    path.write_bytes(packed.getvalue())  # torch's own writer ends the process where the disk is full
     return program
 
 

@@ -128,6 +128,8 @@ def write_programs(folder: Path, engine: Engine, programs: Programs) -> dict[str
     files = [f"{name}.pt2"]
     try:
         program = export_program(graph, folder / files[0])
+    except OSError:  # a full disk, say
+        raise
     except Exception as error:  # whatever a model of the user's own makes torch.export raise
         raise UserError(
             f"model {engine.config.model.name!r} cannot be traced by torch.export: {error}; try --program none"
