@@ -98,6 +98,24 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
     refused(tmp_path, r"log\.parquet cannot be read", tmp_path / "log.parquet")
 
 
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path: Path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # whoever runs the tests may read all
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read: Permission denied"):
+        prepare(tmp_path, tmp_path)
+
+
+def test_what_is_on_another_machine_has_to_be_copied(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(tmp_path, "s3://shop/log.parquet is on another machine", Path("s3://shop/log.parquet"))
+    log = parquet(tmp_path / "log.parquet")
+    with pytest.raises(UserError, match="s3://shop/out/retrieval is on another machine, and distrec prepare"):
+        interactions([[log]], Path("s3://shop/out"), columns=COLUMNS)
+    assert not (tmp_path / "s3:").exists()
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from distrec.errors import UserError
 from distrec.seal import beside, swap_in
 
+REMOTE = re.compile(r"[a-z][a-z0-9+]+:/")
 Progress = Callable[[int, int], None]  # (done, total); total is 0 where it is not known
 
 
@@ -55,7 +57,15 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def refuse_remote(path: Path) -> None:
+    """Raise a `UserError` for what was an address such as s3://bucket/log: training reads those, preparing does not."""
+    if REMOTE.match(str(path)):
+        address = str(path).replace(":/", "://", 1)  # a path has one slash where two were given
+        raise UserError(f"{address} is on another machine, and distrec prepare reads and writes files of this one: copy it")
+
+
 def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
+    refuse_remote(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder with --out")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):

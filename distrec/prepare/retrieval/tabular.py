@@ -13,6 +13,7 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from distrec.errors import UserError
+from distrec.prepare.output import refuse_remote
 
 ROWS = 1 << 17  # of a Parquet file that are read at once
 TEXT = 8 << 20  # bytes of a CSV file that are read at once
@@ -92,10 +93,14 @@ def _known(file: Path) -> bool:
 
 
 def _named(source: Path) -> list[Path]:
-    if source.is_dir():
-        found = [path for path in source.iterdir() if path.is_file() and _known(path) and path.name[0] not in "._"]
-    else:
-        found = [source] if source.is_file() else [path for path in source.parent.glob(source.name) if path.is_file()]
+    refuse_remote(source)
+    try:
+        if source.is_dir():
+            found = [path for path in source.iterdir() if path.is_file() and _known(path) and path.name[0] not in "._"]
+        else:
+            found = [source] if source.is_file() else [path for path in source.parent.glob(source.name) if path.is_file()]
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror or error}") from None
     if not found:
         raise UserError(f"no file at {source}; name Parquet or CSV files, a folder that holds them, or a quoted pattern")
     return sorted(found)
