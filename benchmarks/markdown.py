@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,12 @@ def table(case: Case) -> str:
     heads = ["variant", case.unit, "slowest to fastest", f"over {case.reference}", "by CPU time", "peak MiB"]
     rows = [heads, ["---"] * len(heads), *(_row(case, variant) for variant in case.variants.values())]
     known = case.facts.get("of", {})
-    return "\n".join([f"{case.name}:", "", *_lines(rows), *(["", *_lines(_known(known))] if known else [])])
+    return "\n".join([f"{case.name}:", "", *map(line, rows), *(["", *map(line, _known(known))] if known else [])])
+
+
+def line(cells: Sequence[str]) -> str:
+    """A row of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def _known(known: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
@@ -38,10 +43,6 @@ def _known(known: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
 
 def _value(value: Any) -> str:
     return value if isinstance(value, str) else short(value)
-
-
-def _lines(rows: Iterable[list[str]]) -> Iterator[str]:
-    return (f"| {' | '.join(row)} |" for row in rows)
 
 
 def _row(case: Case, variant: Variant) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
+from benchmarks.markdown import line
 from benchmarks.quality_rows import DATASETS, Dataset, Row
 
 Runs = Sequence[Mapping[str, Any]]  # as `benchmarks.retrieval_quality` records them
@@ -61,16 +62,16 @@ def _table(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
     heads = ["model", "config", "seeds"]
     for metric in dataset.metrics:
         heads += [label(metric), "published"] if compared else [label(metric)]
-    yield _line([*heads, "a run"])
-    yield _line(["---", "---", *["---:"] * (len(heads) - 1)])
+    yield line([*heads, "a run"])
+    yield line(["---", "---", *["---:"] * (len(heads) - 1)])
     for row, runs in measured.items():
         cells = [row.model, f"[{row.config}](../configs/{row.config}.toml)", str(len(runs))]
         for metric in dataset.metrics:
             cells += [_spread(runs, metric), _published(row, runs, metric)] if compared else [_spread(runs, metric)]
-        yield _line([*cells, _wall(runs)])
+        yield line([*cells, _wall(runs)])
     if dataset.other is not None:
         figures = [f"*{dataset.other.published[metric]:.4f}*" for metric in dataset.metrics]
-        yield _line([f"*{dataset.other.model}*", "*published*", "", *figures, ""])
+        yield line([f"*{dataset.other.model}*", "*published*", "", *figures, ""])
 
 
 def _scoring(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
@@ -119,7 +120,3 @@ def _mean(runs: Runs, metric: str) -> float:
 def _wall(runs: Runs) -> str:
     devices = " and ".join(sorted({run["device"].upper() for run in runs}))
     return f"{median(run['seconds'] for run in runs) / 60:.1f} min" + (f" ({devices})" if devices != "CPU" else "")
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -7,8 +7,9 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,22 @@ def swap_in(partial: Path, folder: Path) -> None:
         folder.replace(old)
     partial.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, which takes its name when the block ends well, and is removed when it does not.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+    partial = beside(folder)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        swap_in(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_to_replace(folder: Path, kind: str) -> None:

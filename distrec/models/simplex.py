@@ -100,18 +100,16 @@ def _pool(params: SimpleX.Params, dim: int, history: str, query: InputSpec) -> n
         raise UserError(
             f'model.params.padded_to is for history = "user_attention", and it is "{params.history}"; remove padded_to'
         )
-    if params.history == "user_attention":
-        pooling: nn.Module = UserAttention(dim, params.padded_to)
-    else:
-        pooling = _WithoutUser(pool(params.history, dim))
-    if history in query.sequences:
-        return pooling
-    if params.history != "mean":
+    if history not in query.sequences and params.history != "mean":
         raise UserError(
             f'model.params.history = "{params.history}" weighs ids one by one, and the lookup pools {history!r}; '
             "declare it in features.sequence"
         )
-    return None
+    if history not in query.sequences:
+        return None
+    return (
+        UserAttention(dim, params.padded_to) if params.history == "user_attention" else _WithoutUser(pool(params.history, dim))
+    )
 
 
 def _two_features(query: InputSpec, user: str | None, dim: int) -> tuple[str, str]:

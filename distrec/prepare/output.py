@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from distrec.errors import UserError
-from distrec.seal import beside, swap_in
+from distrec.seal import replacing
 
 REMOTE = re.compile(r"[a-z][a-z0-9+]+:/")
 Progress = Callable[[int, int], None]  # (done, total); total is 0 where it is not known
@@ -46,15 +45,11 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         UserError: `folder` holds something and `overwrite` is false, or it cannot be written to.
     """
     _refuse_to_replace(folder, overwrite)
-    partial = beside(folder)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        swap_in(partial, folder)
+        with replacing(folder) as partial:
+            yield partial
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another folder with --out") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_remote(path: Path) -> None:

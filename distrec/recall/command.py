@@ -75,9 +75,8 @@ def recommend_items(
         if ranks.first:
             scores, rows = recommend(found, vectors, k, question.hidden)
             listed = _listed(engine, found, rows[0], scores[0])
-            left = len(found.ids) - len(set(question.seen.tolist()))
             warnings = [] if vectors.any() else [UNKNOWN]
-            warnings += [FEW] if len(listed) < min(k, left) else []
+            warnings += [FEW] if len(listed) < min(k, len(found.ids) - question.left_out) else []
             for warning in warnings:
                 logger.warning("%s: %s", question.said, warning)
             if as_json:
@@ -174,7 +173,7 @@ def _show(question: Question, listed: Sequence[dict[str, Any]]) -> None:
     rows = [
         [str(place), *("" if value is None else str(value) for value in item.values())] for place, item in enumerate(listed, 1)
     ]
-    seen = len(set(question.seen.tolist()))
+    seen = question.left_out
     hidden = f"; {seen} item{' seen before is' if seen == 1 else 's seen before are'} left out" if seen else ""
     screen.recommended(f"for {question.said}{hidden}", columns, rows)
 

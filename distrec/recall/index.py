@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from distrec.errors import UserError
 from distrec.log import logger
 from distrec.recall.factory import EXAMPLES, FEWEST_A_LIST, lists_for, lists_of, make, reason
 from distrec.recall.vectors import ROW_GROUP, Vectors
-from distrec.seal import beside, checksum, refuse_to_replace, seal, swap_in, unseal, verify
+from distrec.seal import checksum, refuse_to_replace, replacing, seal, unseal, verify
 
 KIND = "distrec index"
 FILE = "index.faiss"
@@ -85,18 +84,14 @@ class VectorIndex:
             UserError: it cannot be written, or the folder is something else's.
         """
         refuse_to_replace(folder, KIND)
-        partial = beside(folder.resolve())  # of two that are built at once the last one stays, whole
         try:
-            partial.mkdir(parents=True)
-            faiss.write_index(self.index, str(partial / FILE))
-            pq.write_table(pa.table({"id": self.ids}), partial / IDS, write_page_checksum=True)
-            files = {name: checksum(partial / name) for name in (FILE, IDS)}
-            seal(partial, KIND, self.facts, files)
-            swap_in(partial, folder.resolve())
+            with replacing(folder.resolve()) as partial:  # of two that are built at once the last one stays, whole
+                faiss.write_index(self.index, str(partial / FILE))
+                pq.write_table(pa.table({"id": self.ids}), partial / IDS, write_page_checksum=True)
+                files = {name: checksum(partial / name) for name in (FILE, IDS)}
+                seal(partial, KIND, self.facts, files)
         except (OSError, RuntimeError) as error:
             raise UserError(f"the index cannot be written to {folder}: {error}") from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return files[FILE][0]
 
     @classmethod

@@ -36,6 +36,11 @@ class Question:
     seen: np.ndarray  # (N,) rows of the catalogue that are not recommended again
 
     @property
+    def left_out(self) -> int:
+        """How many items that is."""
+        return len(np.unique(self.seen))
+
+    @property
     def hidden(self) -> tuple[np.ndarray, np.ndarray]:
         """`seen` as the lists of one query: rows, and offsets (2,)."""
         return self.seen, np.array([0, len(self.seen)])
