@@ -49,7 +49,7 @@ def train(
 
     run = load(config, overrides or [])
     folder = Path(run.run_folder)
-    with ranks_of(run, folder) as ranks, run_folder.given_back_if_unused(folder):
+    with ranks_of(run, folder) as ranks, run_folder.held(folder), run_folder.given_back_if_unused(folder):
         from distrec.trainer import build
 
         trainer = build(run, ranks, resume, progress_for(ranks.first))
@@ -70,7 +70,7 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
 
     log.quiet_dependencies()
     run = load(config, overrides or [])
-    from distrec.engine import validate
+    from distrec.validate import validate
 
     typer.echo(f"{config} is sound: {validate(run)}")
 

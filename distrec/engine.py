@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import indent
 from typing import Any, Self
 
 import torch
@@ -18,12 +17,13 @@ from distrec import data, models
 from distrec.batch import Batch
 from distrec.checkpoint import Checkpoints
 from distrec.config import schema
-from distrec.config.check import check, find_faults, needs_a_gpu
+from distrec.config.check import check, needs_a_gpu
 from distrec.config.layout import Layout, layout
 from distrec.config.schema import Config
 from distrec.data import Dataset, Reader
 from distrec.data.catalogue import CatalogueReader
 from distrec.data.neighbours import Neighbours
+from distrec.data.numbering import Numbering
 from distrec.dist import Ranks, from_first, together
 from distrec.embeddings import plan as plans
 from distrec.embeddings import plan_file, shard, tables
@@ -38,7 +38,7 @@ from distrec.models.inputs import InputSpec
 from distrec.optim import Optimizers
 from distrec.planner.footprint import Footprint, footprint
 from distrec.retrieval.evaluate import collect_items, evaluate_retrieval
-from distrec.retrieval.retriever import Items, Reading, make_retrieval_task, open_items, query_use, reading
+from distrec.retrieval.retriever import Items, Reading, make_retrieval_task, open_items, reading
 from distrec.retrieval.task import RetrievalTask
 from distrec.task import Outputs, RankingHead, RankingTask
 
@@ -55,6 +55,7 @@ class Engine:
     optimizers: Optimizers
     averaging: shard.Averaging  # of the copies of the tables, after each step and before they are saved or evaluated
     items: Items | None  # of a retriever
+    numbering: Numbering  # of the ids in all that is read
 
     @classmethod
     def build(cls, config: Config, ranks: Ranks) -> Self:
@@ -77,7 +78,7 @@ class Engine:
         optimizers = Optimizers(model, config.tables, names, counts.set, config.optimizer, config.train.clip_norm)
         torch.manual_seed(config.train.seed + ranks.rank)  # from here on, each rank drops out its own units
         averaging = shard.Averaging(model, config.embedding.sync_every)
-        return cls(config, ranks, features, plan, model, optimizers, averaging, items)
+        return cls(config, ranks, features, plan, model, optimizers, averaging, items, numbering_of(config, items))
 
     def training_metrics(self) -> RankingMetrics | StepMeans:
         """What is counted of the batches that are trained on."""
@@ -198,6 +199,14 @@ def open_items_of(config: Config, rank: int = 0, world: int = 1) -> Items | None
     return open_items(config, config.retrieval, layout(config.features, config.tables), rank, world)
 
 
+def numbering_of(config: Config, items: Items | None) -> Numbering:
+    """What a retriever's catalogue says of ids."""
+    numbering = Numbering()
+    if items is not None and config.retrieval is not None:
+        numbering.require(items.catalogue.numbering, f"retrieval.items ({', '.join(config.retrieval.items)})")
+    return numbering
+
+
 def make_task(config: Config, device: torch.device, items: Items | None = None) -> tuple[AnyTask, Layout]:
     """The model with its tables on meta and its dense part on `device`. A retriever needs `items` to train, not to plan."""
     features = layout(config.features, config.tables)
@@ -291,7 +300,7 @@ def open_reader(engine: Engine, split: str) -> Reader:
     """
     config, ranks = engine.config, engine.ranks
     how = together(lambda: reading_of(config, engine.layout, engine.items, split))
-    dataset = together(lambda: open_split(config, how, split))
+    dataset = together(lambda: open_split(config, how, split, engine.numbering))
     training = split == "train"
     return Reader(
         dataset,
@@ -321,57 +330,16 @@ def reading_of(config: Config, features: Layout, items: Items | None, split: str
     return reading(config.retrieval, items, features, split)
 
 
-def open_split(config: Config, how: Reading, split: str) -> Dataset:
-    """The files of a split, checked against what the config reads of them."""
+def open_split(config: Config, how: Reading, split: str, numbering: Numbering) -> Dataset:
+    """The files of a split, checked against what the config reads of them and how all else that is read is numbered."""
     uses = (*data.uses(config.data, how.present, labels(config)), *(use.use() for use in how.items))
-    dataset = data.open_dataset(getattr(config.data, split), uses, config.data.retries)
+    dataset = data.open_dataset(paths := getattr(config.data, split), uses, config.data.retries)
+    numbering.require(dataset.numbering, f"data.{split} ({', '.join(paths)})")
     if split == "train" and dataset.rows < config.data.batch_size:
         raise UserError(
             f"data.batch_size = {config.data.batch_size}, but data.train has {dataset.rows} rows in all; make it smaller"
         )
     return dataset
-
-
-def validate(config: Config) -> str:
-    """Check all that can be checked on one machine without training; returns what the config describes, in one line.
-
-    Raises:
-        UserError: all faults, each on lines of its own.
-    """
-    faults = list(find_faults(config))
-    if faults:  # the model and the data would only repeat them in other words
-        raise UserError(_listed(faults))
-    features = layout(config.features, config.tables)
-    splits = [split for split in ("train", "valid", "test") if getattr(config.data, split)]
-    rows: dict[str, int] = {}
-    items: list[Items | None] = [None]
-
-    def open_rows(split: str) -> None:
-        if config.retrieval is None or items[0] is not None:  # what a log says of items nothing can be found without them
-            rows[split] = open_split(config, reading_of(config, features, items[0], split), split).rows
-        if split != "train" and config.retrieval is not None and (named := query_use(config.retrieval)):
-            data.open_dataset(getattr(config.data, split), [named], config.data.retries)
-
-    checks = [lambda: make_task(config, torch.device("cpu")), lambda: items.insert(0, open_items_of(config))]
-    checks += [lambda split=split: open_rows(split) for split in splits]
-    checks += [lambda part=part: items[0] and getattr(items[0].catalogue, part) for part in ("own_ids", "titles", "categories")]
-    for attempt in checks:
-        try:
-            attempt()
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError(_listed(faults))
-    size = plans.human_bytes(sum(plans.table_bytes(table) for table in config.tables.values()))
-    counted = ", ".join(f"{count:,} rows in data.{split}" for split, count in rows.items())
-    return f"{config.model.name}, {len(config.tables)} tables of {size}, {counted}"
-
-
-def _listed(faults: list[str]) -> str:
-    """One fault as it is, several as a list; a fault may have several lines itself."""
-    if len(faults) == 1:
-        return faults[0]
-    return "\n".join([f"{len(faults)} faults:", *(indent(fault, "  ") for fault in faults)])
 
 
 def _take_places(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from distrec.json_out import to_json
 CONFIG = "config.json"  # who creates it has claimed the folder
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
+LOCK = ".lock"
 _claimed: set[Path] = set()  # by this process; what another one has claimed is not ours to give back
 
 
@@ -75,6 +79,43 @@ def _replace(folder: Path, name: str, text: str) -> None:
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(f"the run folder {folder} cannot be written: {error.strerror}; set `folder`")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Nobody else trains in the folder meanwhile: two would remove each other's checkpoints. Every rank must enter it.
+
+    The kernel lets go of it however the process ends. Where a filesystem keeps no locks, nothing is held.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    from distrec.dist import from_first  # here, because it brings torch, which other uses of this module do not
+
+    with ExitStack() as stack:
+        from_first(lambda: _hold(folder, stack))
+        yield
+
+
+def _hold(folder: Path, stack: ExitStack) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return  # a filesystem without locks
+        file.seek(0)
+        raise UserError(
+            f"another process is training in {folder} ({file.read().strip() or 'it does not say which'}): the two would remove "
+            "each other's checkpoints; wait for its end, stop it, or name another folder (folder=runs/NAME)"
+        ) from None
+    file.truncate(0)
+    file.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
+    file.flush()
 
 
 @contextmanager

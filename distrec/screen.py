@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,7 +17,10 @@ from rich.progress import Progress as RichBar
 from rich.table import Table as RichTable
 
 from distrec.config.schema import Config
+from distrec.data.files import find_files
+from distrec.data.numbering import descriptions
 from distrec.environment import component_path
+from distrec.errors import UserError
 from distrec.log import Progress
 
 if TYPE_CHECKING:
@@ -200,11 +201,10 @@ def _ending(outcome: Report) -> str:
 
 def _known_best(config: Config) -> dict[str, float]:
     """What no model can beat on the validation rows, where the data says so."""
-    for path in config.data.valid[:1]:
-        try:
-            facts = json.loads((Path(path).parent / "dataset.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
+    sources = []
+    with suppress(UserError):  # the run is over, and there may be no validation rows
+        sources = find_files(config.data.valid)
+    for facts in descriptions(sources).values():
         keys = {task.name: "bayes_auc" if task.label == "label" else f"bayes_auc_{task.label}" for task in config.tasks}
         found = {name: facts[key] for name, key in keys.items() if key in facts}
         several = len(config.tasks) > 1

@@ -12,7 +12,7 @@ from distrec.config.load import structure
 from distrec.config.schema import Config
 from distrec.data import Reader
 from distrec.data.catalogue import CatalogueReader
-from distrec.dist import Ranks, from_first, refuse
+from distrec.dist import Ranks, from_first, refuse, together
 from distrec.engine import Engine, open_reader
 from distrec.errors import UserError
 from distrec.evaluate import Evaluation
@@ -50,6 +50,7 @@ def restored(config: Config, ranks: Ranks, folder: Path, step: int | None) -> tu
         refuse(f"{folder} has no checkpoint yet")
     require_same_model(manifest, config, folder)
     engine = Engine.build(_without_copies(config), ranks)
+    require_same_numbering(engine, manifest, folder)
     engine.load(checkpoints, manifest.step, to_train=False)
     return engine, manifest
 
@@ -79,3 +80,13 @@ def require_same_model(manifest: Manifest, config: Config, folder: Path) -> None
             f"the checkpoint of step {manifest.step} in {folder} was trained with another config; what differs: {named}. "
             "Set that back, or set another `folder`"
         )
+
+
+def require_same_numbering(engine: Engine, manifest: Manifest, folder: Path) -> None:
+    """Every rank must call it.
+
+    Raises:
+        UserError: what is read is numbered otherwise than what a checkpoint was trained on.
+    """
+    where = f"the checkpoint of step {manifest.step} in {folder}"
+    together(lambda: engine.numbering.require(manifest.numbering, where))

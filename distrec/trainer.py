@@ -34,7 +34,7 @@ from distrec.running_statistics import RunningStatistics
 from distrec.signals import StopRequest
 from distrec.task import Outputs
 from distrec.tracing import trace_of
-from distrec.trained import require_same_model
+from distrec.trained import require_same_model, require_same_numbering
 
 
 @dataclass
@@ -272,6 +272,7 @@ class Trainer:
                 data="-".join(self._reads()),
                 position=self.position.to_json(),
                 progress=dict(vars(self.memory)),
+                numbering=self.engine.numbering.numbers,
             )
             path = self.checkpoints.save(self.engine.state(), manifest, self.memory.best_step)
         self._saved = manifest.step
@@ -288,6 +289,7 @@ class Trainer:
         if manifest is None:
             return
         require_same_model(manifest, self.config, self.folder)
+        require_same_numbering(self.engine, manifest, self.folder)
         self._require_same_data(manifest)
         self.engine.load(self.checkpoints, manifest.step)
         self.position, self.memory = Position.from_json(manifest.position), Memory(**manifest.progress)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from small_run import values, write_rows
 
 from distrec.config.load import dump, parse
-from distrec.engine import validate
 from distrec.errors import UserError
+from distrec.validate import validate
 
 MODELS = {
     "dlrm": {"bottom_mlp": [8], "top_mlp": [16]},

@@ -21,12 +21,14 @@ from distrec.config.layout import layout
 from distrec.config.load import load, parse
 from distrec.config.schema import Config
 from distrec.data import Reader
-from distrec.engine import open_split, reading_of, validate
+from distrec.data.numbering import Numbering
+from distrec.engine import open_split, reading_of
 from distrec.errors import UserError
 from distrec.prepare.movielens import movielens
 from distrec.prepare.synthetic import synthetic
 from distrec.profile.draft import draft
 from distrec.profile.toml_out import to_toml
+from distrec.validate import validate
 
 UGLY = ugly()
 
@@ -77,7 +79,7 @@ def read_all(config: Config) -> int:
     for split in ("train", "valid"):
         if getattr(config.data, split):
             reader = Reader(
-                open_split(config, reading_of(config, order, None, split), split),
+                open_split(config, reading_of(config, order, None, split), split, Numbering()),
                 config.data,
                 order,
                 config.tasks,
@@ -154,7 +156,12 @@ def test_dense_columns_come_out_near_zero_and_one(tmp_path: Path) -> None:
     config = written(file_of(tmp_path, labelled(5000, city=["a", "b"] * 2500, **columns)))
     order = layout(config.features, config.tables)
     reader = Reader(
-        open_split(config, reading_of(config, order, None, "train"), "train"), config.data, order, config.tasks, rank=0, world=1
+        open_split(config, reading_of(config, order, None, "train"), "train", Numbering()),
+        config.data,
+        order,
+        config.tasks,
+        rank=0,
+        world=1,
     )
     dense = np.concatenate([batch.dense[batch.weights > 0].numpy() for batch in reader.batches(epochs=1)])
     assert abs(dense.mean(axis=0)).max() < 0.1

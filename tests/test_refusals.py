@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from command import command_line
+from single_rank import alone
 from small_run import values, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toml_text import to_toml
@@ -207,6 +209,55 @@ except UserError as error:
     said = sorted(process.communicate(timeout=60)[0].strip() for process in claiming)
     assert said == ["True"] * 3 + ["mine"]
     assert run_folder.saved_config(tmp_path / "run", []) == parse(json.loads(config))
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from distrec import dist, run_folder
+dist.start("cpu", 60)
+with run_folder.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_of_two_that_go_on_with_a_run_at_once_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    write_rows(tmp_path / "rows")
+    small = values(tmp_path / "rows", tmp_path / "run", train={"device": "cpu", "steps": 2})
+    (tmp_path / "small.toml").write_text(to_toml(small))
+    with command_line(capsys) as distrec:
+        words = ["train", tmp_path / "small.toml", "--resume", "auto"]
+        assert distrec(*words).code == 0
+        command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            kept = sorted((tmp_path / "run" / "checkpoints").rglob("*"))
+            refused = distrec(*words, "train.steps=3")
+            assert refused.code == 2
+            assert f"another process is training in {tmp_path / 'run'} (host " in refused.err
+            assert f"process {other.pid})" in refused.err
+            assert sorted((tmp_path / "run" / "checkpoints").rglob("*")) == kept
+            assert distrec("evaluate", tmp_path / "run", f"data.valid={tmp_path / 'rows'}").code == 0
+        finally:
+            other.kill()  # however it ends, it lets go
+            other.communicate()
+        assert distrec(*words, "train.steps=3").code == 0
+
+
+def test_where_a_filesystem_keeps_no_locks_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", no_locks)
+    with alone(), run_folder.held(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
 
 
 def test_a_loser_does_not_take_back_what_the_winner_has(tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from distrec.config.check import find_faults, monitored_metric
 from distrec.config.load import parse, structure
 from distrec.data.negatives import Drawer
 from distrec.data.neighbours import Neighbours
-from distrec.engine import open_reader, validate
+from distrec.engine import open_reader
 from distrec.errors import UserError
 from distrec.planner.planning import beside_tables
 from distrec.profile.inspection import inspect_config
 from distrec.retrieval.exact import Share
 from distrec.trained import score
 from distrec.trainer import Trainer, build
+from distrec.validate import validate
 
 
 @pytest.fixture(scope="module")

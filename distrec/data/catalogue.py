@@ -47,6 +47,7 @@ class Catalogue:
     def __init__(self, dataset: Dataset, retrieval: Retrieval, data: Data, layout: Layout):
         """See `open_catalogue`."""
         self._retrieval, self._data, self._layout = retrieval, data, layout
+        self.numbering = dataset.numbering  # of its ids (`distrec.data.numbering`)
         own = layout.only(retrieval.item_features)
         table = pa.Table.from_batches(list(dataset.read(dataset.row_groups, data.verify_checksums)), dataset.schema)
         window = Window(table, None, partial(dataset.where_in, dataset.row_groups))

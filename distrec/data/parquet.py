@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from distrec.data.columns import Use, check_schema
 from distrec.data.deal import Piece
 from distrec.data.files import RETRIES, Source, find_files
+from distrec.data.numbering import Numbering, Numbers, descriptions, numbers_of
 from distrec.errors import UserError
 
 FOOTER_THREADS = 16  # footers are small: reading them waits on the store, not on the processor
@@ -35,6 +36,7 @@ class File:
     source: Source
     rows: tuple[int, ...]  # of each row group
     schema: pa.Schema  # of the columns in use
+    stamp: tuple[int, int]  # see `stamp_of`
 
     @property
     def path(self) -> str:
@@ -65,10 +67,22 @@ class Dataset:
         facts = [(PurePosixPath(file.path).name, file.rows) for file in self.files]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
+    @cached_property
+    def numbering(self) -> Numbers:
+        """How `distrec prepare` numbered the ids in the columns in use.
+
+        Raises:
+            UserError: the files are of two `distrec prepare`.
+        """
+        found = Numbering()
+        for folder, said in descriptions(file.source for file in self.files).items():
+            found.require(numbers_of(said, self.schema.names), folder)
+        return found.numbers
+
     def read(self, pieces: Iterable[Piece], verify_checksums: bool, batch: int = RECORD_BATCH) -> Iterator[pa.RecordBatch]:
         """Decode the rows of `pieces`, in order, at most `batch` rows at a time; the columns are those of `schema`.
 
-        Raises `UserError` for a file that is gone or damaged, naming the file and the row group.
+        Raises `UserError` for a file that is gone, damaged or another one by now, naming the file and the row group.
         """
         opened = OpenFiles(self.files, verify_checksums)
         for piece in pieces:
@@ -122,9 +136,15 @@ class OpenFiles:
         self._opened: OrderedDict[int, pq.ParquetFile] = OrderedDict()
 
     def __getitem__(self, index: int) -> pq.ParquetFile:
-        """File `index`. Raises `UserError` as `open_parquet` does."""
+        """File `index`. Raises `UserError` as `open_parquet` does, and for another file than its footer is known of."""
         if index not in self._opened:
-            self._opened[index] = open_parquet(self._files[index].source, self._verify_checksums)
+            file = self._files[index]
+            self._opened[index] = parquet = open_parquet(file.source, self._verify_checksums)
+            if stamp_of(parquet.metadata) != file.stamp:
+                raise UserError(
+                    f"{file.path}: the file was replaced while it was in use, and ids may stand for other things now; write "
+                    "new data into a new folder, and let a run end on what it began with"
+                )
             while len(self._opened) > 1 and self._too_many():
                 self._opened.popitem(last=False)
         self._opened.move_to_end(index)
@@ -157,7 +177,16 @@ def _footer(source: Source, names: Sequence[str], uses: Sequence[Use]) -> File:
         schema, footer = parquet.schema_arrow, parquet.metadata
         check_schema(schema, source.path, uses)
         rows = tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
-    return File(source, rows, pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in names]))
+    used = pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in names])
+    return File(source, rows, used, stamp_of(footer))
+
+
+def stamp_of(footer: pq.FileMetaData) -> tuple[int, int]:
+    """Tells a file from another one: the length of its footer, and where its last page begins, after all that is compressed."""
+    if not footer.num_row_groups or not footer.num_columns:
+        return footer.serialized_size, 0
+    last = footer.row_group(footer.num_row_groups - 1).column(footer.num_columns - 1)
+    return footer.serialized_size, last.data_page_offset
 
 
 def open_parquet(source: Source, verify_checksums: bool) -> pq.ParquetFile:

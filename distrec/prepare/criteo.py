@@ -66,6 +66,8 @@ def criteo(
         counts = {name: write_split(partial / name, SCHEMA, rows.row_groups(count)) for name, count in splits.items()}
         options = {"hash_sizes": hash_sizes, "max_rows_per_table": max_rows_per_table, "min_count": min_count}
         facts = {"split": "order", "files": [file.name for file in files], "ids": _kind(ids), **options}
+        if isinstance(ids, Vocabulary):
+            facts["numbering"] = ids.numbering
         write_description(partial, "criteo", "ctr", _columns(ids), counts, **facts)
     return Prepared(folder, counts)
 

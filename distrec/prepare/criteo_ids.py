@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from distrec.prepare.criteo_rows import IDS
+from distrec.prepare.id_order import IdOrder
 
 Ids = NDArray[np.int64]
 # Hash sizes of DLRM-DCNv2 in MLPerf Training: `--num_embeddings_per_feature` in the README of recommendation_v2/torchrec_dlrm,
@@ -62,6 +64,7 @@ class Vocabulary:
     def __init__(self, ids: Sequence[Ids]) -> None:
         """`ids` of each column in the order of their numbers."""
         self.cardinalities = tuple(len(known) + 1 for known in ids)
+        self.numbering = {name: IdOrder().add(pl.Series(known)).hash() for name, known in zip(IDS, ids, strict=True)}
         self._order = [np.argsort(known) for known in ids]
         self._sorted = [known[order] for known, order in zip(ids, self._order, strict=True)]
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from distrec.json_out import to_json
 
+FILE = "dataset.json"
 RAW_USER = "raw_user_id"  # in queries, the user's own id beside the number that it is given
 ID_LIST = pa.list_(pa.field("element", pa.int64()))  # the name that Parquet gives to elements
 Role = Literal["label", "dense", "sparse", "sequence", "group", "time", "target", "mask", "text", "count"]
@@ -47,7 +48,7 @@ def write_description(
     """
     entries = [entry(column) for column in columns]
     content = {"dataset": name, "task": task, "rows": dict(rows), **facts, "columns": entries}
-    path = folder / "dataset.json"
+    path = folder / FILE
     path.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
     return path
 

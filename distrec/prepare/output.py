@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distrec.errors import UserError
+from distrec.prepare.description import FILE
 from distrec.seal import replacing
 
 REMOTE = re.compile(r"[a-z][a-z0-9+]+:/")
@@ -30,7 +31,7 @@ class Prepared:
     @property
     def description(self) -> Path:
         """What says which columns they have."""
-        return self.folder / "dataset.json"
+        return self.folder / FILE
 
 
 def no_progress(done: int, total: int) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pyarrow import types
 
 from distrec.data.files import Source, find_files
-from distrec.data.parquet import FOOTER_THREADS, File, open_parquet
+from distrec.data.parquet import FOOTER_THREADS, File, open_parquet, stamp_of
 from distrec.errors import UserError
 from distrec.profile.kinds import Kind, kind_of, leaves
 
@@ -121,7 +121,7 @@ def _footer(source: Source, only: str | None = None) -> tuple[File, dict[str, Fa
         for column, leaf in _with_leaf(schema):
             if only in (None, column.name):
                 facts[column.name] = _facts(column, leaf, groups, sum(rows), column.name in facts)
-    return File(source, rows, pa.schema([])), facts
+    return File(source, rows, pa.schema([]), stamp_of(footer)), facts
 
 
 def _with_leaf(schema: pa.Schema) -> Iterator[tuple[pa.Field, int]]:

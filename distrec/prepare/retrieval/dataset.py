@@ -15,6 +15,7 @@ import pyarrow as pa
 from distrec.errors import UserError
 from distrec.prepare.description import RAW_USER, Column, arrow_schema, entry, write_description
 from distrec.prepare.histories import Ints
+from distrec.prepare.id_order import IdOrder
 from distrec.prepare.output import Progress, no_progress
 from distrec.prepare.parquet_out import LARGEST_ROW_GROUP, SplitWriter, row_group_rows
 from distrec.prepare.retrieval.columns import Catalogue, columns
@@ -75,6 +76,7 @@ class RetrievalWriter:
         self._draw = np.random.default_rng(rows.seed)
         self._train_count = np.zeros(catalogue.items, np.int64)
         self._targets = {split: np.zeros(catalogue.items, np.int64) for split in SPLITS}
+        self._user_order = IdOrder()
         self._done, self._without_history = 0, dict.fromkeys(SPLITS, 0)
         self._stack, self._open = ExitStack(), dict[str, SplitWriter]()
 
@@ -100,6 +102,7 @@ class RetrievalWriter:
         for number, name in enumerate(SPLITS[1:], start=1):
             for block in self._queries(interactions, users, sequences, number):
                 self._write(name, block)
+        self._user_order.add(users["raw_id"])
         self._write("users", users.to_arrow().cast(arrow_schema(self._columns.users)))
         self._done += interactions.height
         self._progress(self._done, self._total)
@@ -121,6 +124,10 @@ class RetrievalWriter:
             "max_history": self._rows.max_history,
             "min_history": self._rows.min_history,
             "queries": self._prospects(counts),
+            "numbering": {
+                "user_id": self._user_order.hash(),
+                "item_id": IdOrder().add(self._catalogue.frame["raw_id"]).hash(),
+            },
         }
         facts |= {"query_columns": [entry(c) for c in full.queries], "item_columns": [entry(c) for c in full.items]}
         write_description(self._folder, name, "retrieval", full.train, counts, **facts)

@@ -1,0 +1,64 @@
+"""All that can be said of a config before it is trained: `distrec check`."""
+
+from __future__ import annotations
+
+from textwrap import indent
+
+import torch
+
+from distrec import data
+from distrec.config.check import find_faults
+from distrec.config.layout import layout
+from distrec.config.schema import Config
+from distrec.data.numbering import Numbering
+from distrec.embeddings import plan as plans
+from distrec.engine import make_task, numbering_of, open_items_of, open_split, reading_of
+from distrec.errors import UserError
+from distrec.retrieval.retriever import Items, query_use
+
+
+def validate(config: Config) -> str:
+    """Check all that can be checked on one machine without training; returns what the config describes, in one line.
+
+    Raises:
+        UserError: all faults, each on lines of its own.
+    """
+    faults = list(find_faults(config))
+    if faults:  # the model and the data would only repeat them in other words
+        raise UserError(_listed(faults))
+    features = layout(config.features, config.tables)
+    splits = [split for split in ("train", "valid", "test") if getattr(config.data, split)]
+    rows: dict[str, int] = {}
+    items: list[Items | None] = [None]
+    numbering = [Numbering()]
+
+    def open_catalogue() -> None:
+        items[0] = open_items_of(config)
+        numbering[0] = numbering_of(config, items[0])
+
+    def open_rows(split: str) -> None:
+        if config.retrieval is None or items[0] is not None:  # what a log says of items nothing can be found without them
+            rows[split] = open_split(config, reading_of(config, features, items[0], split), split, numbering[0]).rows
+        if split != "train" and config.retrieval is not None and (named := query_use(config.retrieval)):
+            data.open_dataset(getattr(config.data, split), [named], config.data.retries)
+
+    checks = [lambda: make_task(config, torch.device("cpu")), open_catalogue]
+    checks += [lambda split=split: open_rows(split) for split in splits]
+    checks += [lambda part=part: items[0] and getattr(items[0].catalogue, part) for part in ("own_ids", "titles", "categories")]
+    for attempt in checks:
+        try:
+            attempt()
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError(_listed(faults))
+    size = plans.human_bytes(sum(plans.table_bytes(table) for table in config.tables.values()))
+    counted = ", ".join(f"{count:,} rows in data.{split}" for split, count in rows.items())
+    return f"{config.model.name}, {len(config.tables)} tables of {size}, {counted}"
+
+
+def _listed(faults: list[str]) -> str:
+    """One fault as it is, several as a list; a fault may have several lines itself."""
+    if len(faults) == 1:
+        return faults[0]
+    return "\n".join([f"{len(faults)} faults:", *(indent(fault, "  ") for fault in faults)])
