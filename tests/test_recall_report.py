@@ -10,6 +10,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command import Command
@@ -116,6 +117,42 @@ def test_the_index_is_measured_on_the_half_of_the_queries_that_did_not_choose_it
         index.tune(point["parameters"])
         assert point["recall"] == pytest.approx(left.overlap(index, 40))
     assert {point["parameters"] for point in measured["curve"]} == set(tuned)
+
+
+def test_a_model_stands_beside_what_is_popular_with_everyone(
+    distrec: Command, exported: tuple[Path, dict[str, Any]], run: Path
+) -> None:
+    data = exported[0] / "data"
+    assert distrec("index", run, "--factory", "Flat").code == 0
+    assert distrec("recall", run, f"data.test={data / 'valid'}", "--report").code == 0
+    report, page = json.loads((run / "report/report.json").read_text()), (run / "report/report.md").read_text()
+    counts = np.array(pq.read_table(data / "items")["train_count"])
+    order = np.lexsort((np.arange(len(counts)), -counts)).tolist()
+    queries = pq.read_table(data / "valid").to_pylist()
+    for k in KS:
+        lists = [[item for item in order if item not in row["seen"]][:k] for row in queries]
+        hits = np.mean([row["targets"][0] in shown for row, shown in zip(queries, lists, strict=True)])
+        assert report["popular"][f"recall@{k}"] == pytest.approx(hits)
+        assert report["popular"][f"coverage@{k}"] == pytest.approx(len({i for shown in lists for i in shown}) / len(counts))
+    assert report["popular"] != report["exact"]
+    assert "\n".join(screen._popular_table(report["popular"], KS)) in page  # pyright: ignore[reportPrivateUsage]
+    assert "the most popular items, given to everyone" not in page
+    assert "is not known: set retrieval.train_count." in screen.markdown(report | {"popular": None})
+
+
+def test_a_model_that_is_no_better_than_what_is_popular_is_said_to_be(
+    distrec: Command, exported: tuple[Path, dict[str, Any]], run: Path, tmp_path: Path
+) -> None:
+    """Everybody wants the three items that most rows have."""
+    data = exported[0] / "data"
+    favourites = np.argsort(-np.array(pq.read_table(data / "items")["train_count"]), kind="stable")[:3].tolist()
+    rows = pq.read_table(data / "valid")
+    wanted = rows.set_column(rows.schema.get_field_index("targets"), "targets", pa.array([favourites] * len(rows)))
+    pq.write_table(wanted, tmp_path / "wanted.parquet")
+    assert distrec("index", run, "--factory", "Flat").code == 0
+    assert distrec("recall", run, f"data.test={tmp_path / 'wanted.parquet'}", "--report").code == 0
+    page = (run / "report/report.md").read_text()
+    assert "Warning: the most popular items, given to everyone, find as much as the model or more (recall@10)." in page
 
 
 def test_the_page_tells_speed_by_threads_what_building_took_and_the_curve(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from distrec.config.schema import Config
 from distrec.dist import Ranks, from_first, refuse, together
@@ -23,6 +25,7 @@ from distrec.recall.queries import Question, ask_history, ask_users
 from distrec.recall.report import halves, hold, measure_index
 from distrec.recall.search import recommend
 from distrec.recall.vectors import Export
+from distrec.retrieval.popular import by_popularity
 from distrec.seal import refuse_to_replace
 from distrec.trained import restored, scoring
 
@@ -98,6 +101,7 @@ def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, ou
         refuse(f"the report needs queries with targets: distrec recall {run} --report data.test=PATH")
     found, engine = open_index(config, ranks, run, index)
     quality = engine.evaluate(open_reader(engine, split), scoring(engine))
+    popular = _popular(engine, split)
 
     def write() -> Path:
         export = Export.open(run / FOLDER)
@@ -117,7 +121,8 @@ def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, ou
             "mask": retrieval.mask,
             "ks": sorted(retrieval.ks),
             "exact": quality.metrics,
-            "warnings": quality.warnings,
+            "popular": popular,
+            "warnings": [*quality.warnings, *_beaten(quality.metrics, popular, sorted(retrieval.ks))],
             "index": shown,
             "index_split": export.facts["queries"]["split"],
             "index_bytes": size,
@@ -129,6 +134,24 @@ def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, ou
     if ranks.first:
         print((folder / "report.md").read_text(encoding="utf-8"))
         screen.console.print(f"wrote {folder}: report.md, report.json, recall.png")
+
+
+def _popular(engine: Engine, split: str) -> dict[str, float] | None:
+    """The metrics of giving everyone the items that most training rows have; None where those are not counted."""
+    assert engine.items is not None
+    counts = engine.items.catalogue.train_count
+    if counts is None:
+        return None
+    score = by_popularity(scoring(engine), torch.from_numpy(counts).float())
+    return engine.evaluate(open_reader(engine, split), score).metrics
+
+
+def _beaten(model: Mapping[str, float], popular: Mapping[str, float] | None, ks: Sequence[int]) -> list[str]:
+    """A warning where a model finds no more than its data's favourites do."""
+    worse = [k for k in ks if popular is not None and model[f"recall@{k}"] <= popular[f"recall@{k}"]]
+    if not worse:
+        return []
+    return [f"the most popular items, given to everyone, find as much as the model or more (recall@{worse[-1]})"]
 
 
 def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> tuple[VectorIndex, Engine]:

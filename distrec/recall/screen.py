@@ -56,6 +56,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         *_untargeted(report["exact"]),
         *_model_table(report["exact"], report["ks"]),
         "",
+        *_popular_table(report["popular"], report["ks"]),
         *(line for warning in report["warnings"] for line in (f"Warning: {warning}.", "")),
         "## How good the index is",
         "",
@@ -137,6 +138,14 @@ def _model_table(numbers: Mapping[str, float], ks: Sequence[int]) -> list[str]:
     rows = [[name, *(_cell(numbers, f"{name}@{k}") for k in ks)] for name in names]
     head = ["| |" + "".join(f" @{k} |" for k in ks), "|---|" + "--:|" * len(ks)]
     return head + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _popular_table(numbers: Mapping[str, float] | None, ks: Sequence[int]) -> list[str]:
+    """What it takes to be better than a list of favourites."""
+    if numbers is None:
+        return ["What giving everyone the most popular items is worth is not known: set retrieval.train_count.", ""]
+    said = "Beside it, what giving everyone the items of most training rows is worth, less the same ones left out:"
+    return [said, "", *_model_table(numbers, ks), ""]
 
 
 def _through_table(measured: Mapping[str, Any], ks: Sequence[int]) -> list[str]:
