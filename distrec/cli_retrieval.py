@@ -72,9 +72,13 @@ def recall(
         str | None, typer.Option(metavar="ITEM,ITEM,…", help="or items, oldest first", show_default=False)
     ] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="how many items; default: 10, or as many as there are")] = None,
+    everyone: Annotated[
+        Literal["valid", "test"] | None,
+        typer.Option("--all", help="or every query of data.valid or data.test, into Parquet", show_default=False),
+    ] = None,
     report: Annotated[bool, typer.Option("--report", help="measure the model and the index instead")] = False,
     index: IndexFolder = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the report; default: RUN/report")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of what --report or --all writes; default: in RUN")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="a JSON object a query instead of a table")] = False,
 ) -> None:
     """Recommend items, or report how good they are. The report tells model and index apart."""
@@ -82,17 +86,18 @@ def recall(
     from distrec.cli import ranks_of
     from distrec.errors import UserError
 
-    if not (report or query or history is not None):
-        raise UserError("say for whom: --query USER, --history ITEM,ITEM,… or --report")
-    if report and (query or history is not None):
-        raise UserError(
-            "--report measures on data.test or data.valid, and recommends to nobody; ask --query and --history alone"
-        )
+    asked = bool(query or history is not None)
+    if not (report or asked or everyone):
+        raise UserError("say for whom: --query USER, --history ITEM,ITEM,…, --all test or --report")
+    if report + asked + bool(everyone) > 1:
+        raise UserError("--report, --all, and --query with --history are three questions; ask one at a time")
     config = run_folder.saved_config(run, overrides or [])
     with ranks_of(config, run) as ranks:
-        from distrec.recall.command import recommend_items, write_report
+        from distrec.recall.command import recommend_items, recommend_to_all, write_report
 
         if report:
             write_report(config, ranks, run, index, out, shlex.join(["distrec", *context.find_root().obj]))
+        elif everyone:
+            recommend_to_all(config, ranks, run, index, everyone, k, out)
         else:
             recommend_items(config, ranks, run, index, query or [], history, k, as_json)

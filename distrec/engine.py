@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -292,14 +292,17 @@ def step_rows(config: Config) -> int:
     )
 
 
-def open_reader(engine: Engine, split: str) -> Reader:
+def open_reader(engine: Engine, split: str, leave_out: Collection[str] = ()) -> Reader:
     """The reader of data.train, data.valid or data.test on this rank; all but train in file order.
+
+    `leave_out` names lists of items (keys of `Batch.lists`) that are not read.
 
     Raises:
         UserError: a path, a file or a column is not as the config says.
     """
     config, ranks = engine.config, engine.ranks
     how = together(lambda: reading_of(config, engine.layout, engine.items, split))
+    how = replace(how, items=tuple(use for use in how.items if use.name not in leave_out))
     dataset = together(lambda: open_split(config, how, split, engine.numbering))
     training = split == "train"
     return Reader(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ranks import Outcome, run_ranks
@@ -51,3 +52,12 @@ def distrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(name, raising=False)
     with command_line(capsys) as run:
         yield run
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder and results of a retriever that two ranks trained, exported and asked."""
+    folder = tmp_path_factory.mktemp("serving")
+    outcome: Outcome = run_ranks("serving.py", 2, folder)
+    assert outcome.code == 0, outcome.output
+    return folder, outcome.results

@@ -41,7 +41,7 @@ def target(tmp_path: Path) -> Path:
 
 def export_to(target: Path, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch, tables: Any) -> None:
     """An export without a model, whose tables are written by `tables`."""
-    engine = SimpleNamespace(items=None, ranks=ranks)
+    engine = SimpleNamespace(items=None, ranks=ranks, numbering=SimpleNamespace(numbers={}))
     manifest = Manifest(step=3, world=1, model={}, data="", position={}, progress={})
     for name, value in {
         "restored": lambda *_: (engine, manifest),
@@ -62,7 +62,7 @@ def test_a_full_disk_is_said_and_leaves_the_older_export(
         (folder / "part").write_text("as far as it went")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(UserError, match=r"cannot write the export to .*: No space left on device; name another folder"):
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device; name another folder"):
         export_to(target, ranks, monkeypatch, full)
     assert unseal(target, EXPORT, "")["model"] == "old"
     assert [path.name for path in target.parent.iterdir()] == ["export"]  # the room is free again
@@ -107,11 +107,11 @@ def test_the_older_export_makes_room_at_once(target: Path, ranks: dist.Ranks, mo
         remove_really(folder, ignore_errors=ignore_errors)
 
     remove_really = shutil.rmtree
-    monkeypatch.setattr(write.shutil, "rmtree", remove)
+    monkeypatch.setattr(shutil, "rmtree", remove)
     export_to(target, ranks, monkeypatch, lambda *_: {})
     assert found
     assert all(names == ["manifest.json"] for names in found)
-    monkeypatch.setattr(write.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     export_to(target, ranks, monkeypatch, lambda *_: {"t": {}})
     assert json.loads((target / "manifest.json").read_text())["tables"] == {"t": {}}
 

@@ -14,46 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command import Command
-from ranks import Outcome, run_ranks
+from served_run import ranking, table, valid_rows
 
 from distrec.models.two_tower import TwoTower
 from distrec.recall import command
 from distrec.seal import seal
 
 KS = (5, 10)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("serving")
-    outcome: Outcome = run_ranks("serving.py", 2, folder)
-    assert outcome.code == 0, outcome.output
-    return folder, outcome.results
-
-
-def table(folder: Path, facts: dict[str, Any], name: str) -> np.ndarray:
-    """A table put together from its parts; every weight must be there once."""
-    whole = np.full((facts["tables"][name]["rows"], facts["tables"][name]["dim"]), np.nan)
-    for part in facts["tables"][name]["parts"]:
-        read = pq.read_table(folder / part["file"], page_checksum_verification=True)
-        values = np.array(read["values"].to_pylist(), np.float64)
-        if "scale" in read.column_names:
-            values = values * read["scale"].to_numpy()[:, None] + read["offset"].to_numpy()[:, None]
-        rows, first = read["row"].to_numpy(), part["first_column"]
-        assert np.isnan(whole[rows, first : first + part["columns"]]).all(), "a weight was written twice"
-        whole[rows, first : first + part["columns"]] = values
-    assert not np.isnan(whole).any()
-    return whole
-
-
-def valid_rows(folder: Path) -> list[dict[str, Any]]:
-    return pq.read_table(folder / "data/valid").to_pylist()
-
-
-def ranking(scores: np.ndarray, hidden: list[int]) -> list[int]:
-    scores = scores.astype(np.float64)
-    scores[hidden] = -np.inf
-    return np.lexsort((np.arange(len(scores)), -scores))[: len(scores) - len(set(hidden))].tolist()
 
 
 def test_exact_search_over_shares_is_search_over_all(served: tuple[Path, dict[str, Any]]) -> None:
@@ -254,8 +221,12 @@ def test_where_nothing_is_to_be_found_the_report_says_so(
         (["--history", "3"], "--history needs a model that reads one"),
         (["--query", "7", "-k", "41"], "-k 41, and the index has 40 items"),
         (["retrieval.query_id=none", "--query", "7"], "no column 'none' (retrieval.query_id)"),
-        ([], "say for whom: --query USER, --history ITEM,ITEM,… or --report"),
-        (["--report", "--query", "7"], "--report measures on data.test or data.valid, and recommends to nobody"),
+        ([], "say for whom: --query USER, --history ITEM,ITEM,…, --all test or --report"),
+        (["--report", "--query", "7"], "--report, --all, and --query with --history are three questions; ask one at a time"),
+        (["--report", "--all", "valid"], "--report, --all, and --query with --history are three questions"),
+        (["--all", "test"], "the run has no data.test; name the queries: distrec recall RUN --all test data.test=PATH"),
+        (["--all", "valid", "-k", "41"], "-k 41, and the index has 40 items"),
+        (["--all", "valid", "retrieval.query_id=none"], "no column 'none' (retrieval.query_id)"),
     ],
 )
 def test_a_question_that_cannot_be_answered(

@@ -16,7 +16,7 @@ from distrec.batch import Batch, Position
 from distrec.config.layout import Layout
 from distrec.config.schema import Data, Task
 from distrec.data.collate import Encoder
-from distrec.data.deal import Dealt, Order, cut, resume
+from distrec.data.deal import Dealt, Order, Piece, cut, resume
 from distrec.data.encoded import Encoded
 from distrec.data.items import ItemUse
 from distrec.data.parquet import RECORD_BATCH, Dataset
@@ -76,6 +76,10 @@ class Reader:
         """Steps from `start` to the end of the epoch that comes next, the same on every rank."""
         dealt = self._resume(start)
         return dealt.steps - dealt.step
+
+    def pieces(self) -> list[Piece]:
+        """The rows of the first epoch that are this rank's, in the order in which they are read where nothing is shuffled."""
+        return self._resume(Position()).share(self.rank)
 
     def batches(self, start: Position | None = None, epochs: int | None = None) -> Generator[Batch, None, None]:
         """Batches from `start` until `epochs` epochs, counted from the beginning of training, are read; None: for ever.

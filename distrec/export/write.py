@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 
 from distrec.checkpoint import Manifest
 from distrec.config.load import structure
@@ -25,10 +23,10 @@ from distrec.errors import UserError
 from distrec.export.graph import Graph, export_onnx, export_program
 from distrec.export.vectors import Run, write_item_queries, write_items, write_page, write_queries
 from distrec.models.inputs import InputSpec
+from distrec.parts import filled_by_all, of_all_ranks
 from distrec.recall.vectors import EXPORT
 from distrec.retrieval.task import query_names, retriever_spec
 from distrec.run_folder import CONFIG
-from distrec.seal import beside, checksum, refuse_to_replace, seal, swap_in
 from distrec.trained import restored, scoring
 
 Programs = Literal["onnx", "torch", "none"]
@@ -68,16 +66,10 @@ def export(
     """
     target = out or run / FOLDER
     engine, manifest = restored(config, ranks, run, step)
-    folder = from_first(lambda: _begin(target))
-    try:
-        facts = {"model": identity(config, manifest) | {"tables": precision}, "config_sha256": _config_hash(run)}
+    with filled_by_all(target, EXPORT, ranks) as (folder, facts):
+        facts |= {"model": identity(config, manifest) | {"tables": precision}, "config_sha256": _config_hash(run)}
+        facts |= {"numbering": engine.numbering.numbers}
         facts |= _fill(folder, run, engine, precision, programs)
-        files = _checksums(folder, ranks)
-        from_first(lambda: _finish(folder, target.resolve(), facts, files))
-    except OSError as error:  # a full disk, say, on this rank
-        raise _cannot_write(target, error) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return Exported(target, facts)
 
 
@@ -198,7 +190,7 @@ def _write_vectors(folder: Path, run: Path, engine: Engine, score: Run) -> dict[
     else:
         queries = together(lambda: write_item_queries(folder, items, ranks))
     facts = {"metric": "inner_product", "dim": items["dim"], "dtype": "float32"}
-    facts["zero_vectors"] = sum(part["zero"] for part in _everyone(items))
+    facts["zero_vectors"] = sum(part["zero"] for part in of_all_ranks(items))
     facts["items"] = _parts(items)
     facts["queries"] = {**_parts(queries), "split": split}
     parts = [folder / name for name in facts["items"]["parts"]]
@@ -212,7 +204,7 @@ def _write_tables(folder: Path, engine: Engine, precision: Precision) -> dict[st
     for name, shards in shard.local_shards(engine.model).items():
         held = [own_rows(shards[0][0], ranks.rank, ranks.world)] if name in whole else shards
         own[name] = write_parts(folder, name, ranks.rank, held, precision)
-    everyone = _everyone(own)
+    everyone = of_all_ranks(own)
     return {
         name: {
             "rows": table.rows,
@@ -225,46 +217,12 @@ def _write_tables(folder: Path, engine: Engine, precision: Precision) -> dict[st
 
 
 def _parts(own: dict[str, Any]) -> dict[str, Any]:
-    everyone = _everyone(own)
+    everyone = of_all_ranks(own)
     return {"parts": [part["file"] for part in everyone], "rows": sum(part["rows"] for part in everyone)}
-
-
-def _everyone(own: Any) -> list[Any]:
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
-    return found
 
 
 def _split(config: Config) -> Literal["valid", "test"] | None:
     return "valid" if config.data.valid else "test" if config.data.test else None
-
-
-def _checksums(folder: Path, ranks: Ranks) -> dict[str, tuple[int, int]]:
-    """Of all files, each read by one rank."""
-    dist.barrier()
-    names = from_first(lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
-    own = together(lambda: {name: checksum(folder / name) for name in names[ranks.rank :: ranks.world]})
-    return {name: value for part in _everyone(own) for name, value in part.items()}
-
-
-def _begin(target: Path) -> Path:
-    """An empty folder beside the target, which takes its name when all is written. Of exports at once the last one stays."""
-    refuse_to_replace(target, EXPORT)
-    folder = beside(target.resolve())  # where a link leads; and "." has no name
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise _cannot_write(target, error) from None
-    return folder
-
-
-def _cannot_write(target: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write the export to {target}: {error.strerror or error}; name another folder with --out")
-
-
-def _finish(folder: Path, target: Path, facts: dict[str, Any], files: dict[str, tuple[int, int]]) -> None:
-    seal(folder, EXPORT, facts, files)
-    swap_in(folder, target)
 
 
 def _config_hash(run: Path) -> str:

@@ -18,6 +18,7 @@ from distrec.log import logger
 from distrec.recall import queries as asking
 from distrec.recall import screen
 from distrec.recall.auto import Point
+from distrec.recall.everyone import recommend_all
 from distrec.recall.index import KIND, VectorIndex
 from distrec.recall.make import make_index
 from distrec.recall.picture import draw
@@ -29,7 +30,7 @@ from distrec.retrieval.popular import by_popularity
 from distrec.seal import refuse_to_replace
 from distrec.trained import restored, scoring
 
-INDEX, REPORT = "index", "report"  # folders of a run
+INDEX, REPORT, EVERYONE = "index", "report", "recommended"  # folders of a run
 SHOWN = 10  # items that are recommended, where the catalogue has so many
 UNKNOWN = "its vector is zero: the model knows no feature of it, so every item is as good, and their order says nothing"
 FEW = "the index found no more items, for it looks at a part of them; index again for more: distrec index RUN --recall 0.99"
@@ -69,9 +70,7 @@ def recommend_items(
         UserError: no such user or item, an index of another model, k larger than the catalogue.
     """
     found, engine = open_index(config, ranks, run, index)
-    k = min(SHOWN, len(found.ids)) if k is None else k
-    if k > len(found.ids):
-        refuse(f"-k {k}, and the index has {len(found.ids):,} items: k is from 1 to that")
+    k = _count(found, k)
     questions = together(lambda: _questions(engine, users, history))
     for question in questions:
         vectors = engine.query_vectors(question.batch).cpu().numpy()
@@ -86,6 +85,20 @@ def recommend_items(
                 print(to_json({"query": question.said, "items": listed, "warnings": warnings}))
             else:
                 _show(question, listed)
+
+
+def recommend_to_all(
+    config: Config, ranks: Ranks, run: Path, index: Path | None, split: str, k: int | None, out: Path | None
+) -> None:
+    """Write recommendations for every query of a split. Every rank must call it.
+
+    Raises:
+        UserError: see `open_index` and `recommend_all`; k larger than the catalogue.
+    """
+    found, engine = open_index(config, ranks, run, index)
+    written = recommend_all(engine, found, split, _count(found, k), ranks, out or run / EVERYONE)
+    if ranks.first:
+        screen.recommended_to_all(str(written.folder), written.facts)
 
 
 def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, out: Path | None, command: str) -> None:
@@ -170,6 +183,12 @@ def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> t
     together(lambda: found.require_items(catalogue.own_ids, folder))
     round_tables(engine, found.facts["model"].get("tables", "fp32"))
     return found, engine
+
+
+def _count(index: VectorIndex, k: int | None) -> int:
+    if k is not None and k > len(index.ids):
+        refuse(f"-k {k}, and the index has {len(index.ids):,} items: k is from 1 to that")
+    return min(SHOWN, len(index.ids)) if k is None else k
 
 
 def _questions(engine: Engine, users: Sequence[str], history: str | None) -> list[Question]:

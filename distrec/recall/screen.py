@@ -39,6 +39,16 @@ def recommended(said: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     console.print(table)
 
 
+def recommended_to_all(folder: str, facts: Mapping[str, Any]) -> None:
+    """What `distrec recall --all` wrote."""
+    files = "one file" if len(facts["parts"]) == 1 else f"{len(facts['parts'])} files"
+    console.print(f"wrote {folder}: the best {facts['k']} for {facts['rows']:,} {_queries_of(facts['split'])}, in {files}")
+    if facts["zero"]:
+        console.print(f"  warning: {facts['zero']:,} of them have a zero vector: the model knows no feature of them")
+    if facts["short"]:
+        console.print(f"  {facts['short']:,} lists are shorter, for the index found no more or little was left to show")
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page."""
     model, index, measured = report["model"], report["index"], report["measured"]
