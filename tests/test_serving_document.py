@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command import Command
+from small_retrieval import retrieval_values, write_retrieval
 from small_run import values, write_rows
 from toml_text import to_toml
 
@@ -107,3 +109,43 @@ def test_it_refuses_an_id_that_the_reader_refuses(script: SimpleNamespace) -> No
     lookup = {"name": "item", "ids": "index", "rows": 40, "out_of_range": "error", "max_length": None}
     with pytest.raises(ValueError, match="item: 40 is outside"):
         script.ids(40, lookup)
+
+
+@pytest.fixture
+def retriever(distrec: Command, tmp_path: Path) -> Path:
+    """A run on rows with text for items, a number and a history, exported and indexed."""
+    data = write_retrieval(tmp_path / "data", text=True)
+    given = retrieval_values(data, tmp_path / "run")
+    given["train"] |= {"steps": 8}
+    given["data"] |= {"valid": str(data / "valid")}
+    given["retrieval"] |= {"query_id": "user_id"}
+    (tmp_path / "my.toml").write_text(to_toml(given), encoding="utf-8")
+    words = ["--factory", "IVF4,Flat", "--recall", "0.5"]
+    for ended in (
+        distrec("train", tmp_path / "my.toml"),
+        distrec("export", tmp_path / "run"),
+        distrec("index", tmp_path / "run", *words),
+        distrec("index", tmp_path / "run", *words[:2], "--recall", "1", "--out", tmp_path / "wide"),
+    ):
+        assert ended.code == 0, ended.err
+    return tmp_path / "run"
+
+
+def test_it_recommends_what_distrec_recommends(distrec: Command, script: SimpleNamespace, retriever: Path) -> None:
+    rows = pq.read_table(retriever.parent / "data/valid").to_pylist()
+    indexes = {name: retriever.parent / name for name in ("run/index", "wide")}
+    parameters = {json.loads((index / "manifest.json").read_text())["parameters"] for index in indexes.values()}
+    assert len(parameters) == 2  # so that it shows whether they are set
+    for index in indexes.values():
+        served = script.Retriever(retriever / "export", index)
+        for row in rows[:8]:
+            words = ["--query", row["user_id"], "-k", 5, "--index", index, "--json"]
+            told = json.loads(distrec("recall", retriever, *words).out)["items"]
+            found = served(row, 5, seen=set(row["seen"]))
+            assert [item for item, _ in found] == [item["item"] for item in told]
+            assert [score for _, score in found] == pytest.approx([item["score"] for item in told], abs=1e-4)
+    shutil.copytree(retriever / "export", retriever / "other")
+    manifest = json.loads((retriever / "other/manifest.json").read_text())
+    (retriever / "other/manifest.json").write_text(json.dumps(manifest | {"model": {"step": 9}}))
+    with pytest.raises(ValueError, match="is of another model"):
+        script.Retriever(retriever / "other", retriever / "index")
