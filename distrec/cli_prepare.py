@@ -34,8 +34,10 @@ FETCHED = {"download_progress": "download", "progress": "rows"}  # what a publis
 
 def _run(write: Callable[..., Prepared], *given: Any, bars: dict[str, str], **options: Any) -> None:
     """Call a preparation, with a bar for each thing that it counts, and say what it wrote."""
+    from distrec import log
     from distrec.screen import bar, prepared
 
+    log.setup(0)
     with ExitStack() as stack:
         shown = {argument: stack.enter_context(bar(what)) for argument, what in bars.items()}
         result = write(*given, **options, **shown)

@@ -108,8 +108,9 @@ class Lines(Progress):
 
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for a count that is known as it goes: call it with (done, total); 0 for an unknown total."""
-    shown = RichBar(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True)
+    """A bar for a count that is known as it goes: call it with (done, total); 0 for an unknown total. In a log, nothing."""
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    shown = RichBar(*columns, console=console, transient=True, disable=not watched())
     task = shown.add_task(what, total=None, visible=False)
     with shown:
         yield lambda done, total: shown.update(task, completed=done, total=total or None, visible=True)
@@ -119,6 +120,8 @@ def prepared(result: Prepared) -> None:
     """Say what `distrec prepare` wrote."""
     rows = ", ".join(f"{split} {count:,}" for split, count in result.rows.items())
     console.print(f"wrote {result.folder}: {rows} rows; {result.description.name} describes the columns")
+    for note in result.notes:
+        console.print(f"  {note}")
 
 
 def plan_table(engine: Engine) -> None:

@@ -22,6 +22,7 @@ class Prepared:
 
     folder: Path  # OUT/<task>, which holds one folder a split
     rows: dict[str, int]  # split -> rows
+    notes: tuple[str, ...] = ()  # what a person should hear of it, a line each
 
     @property
     def files(self) -> tuple[Path, ...]:

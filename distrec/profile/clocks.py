@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from distrec.prepare.epochs import unit_of
 from distrec.profile.footers import Facts
 from distrec.profile.words import is_time
 
-UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # to the second
-FIRST, LAST = 631_152_000, 4_102_444_800  # 1990 and 2100, in seconds since 1970
 FIRST_DATE, LAST_DATE = 19_900_101, 21_001_231  # as numbers: year, month, day
 
 
@@ -24,11 +23,6 @@ def time_column(columns: Iterable[Facts], named: str | None = None) -> str | Non
 def is_clock(facts: Facts) -> bool:
     """Whether the column holds moments: by its type, or as a number of seconds (or parts of one) or of a date."""
     return facts.kind == "time" or (facts.kind == "integer" and is_time(facts.name) and _plausible(facts))
-
-
-def unit_of(moment: float) -> str | None:
-    """NumPy's name of the unit in which a number is a moment between 1990 and 2100."""
-    return next((name for name, unit in UNITS.items() if FIRST * unit <= moment <= LAST * unit), None)
 
 
 def _rank(facts: Facts, named: str | None) -> int | None:

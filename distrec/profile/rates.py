@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distrec.profile.clocks import unit_of
+from distrec.prepare.epochs import unit_of
 from distrec.profile.columns import clock, floats
 from distrec.profile.sample import Sample
 

@@ -11,9 +11,11 @@ import polars as pl
 import pyarrow as pa
 
 from distrec.errors import UserError
+from distrec.log import logger
 from distrec.prepare.description import RAW_USER
 from distrec.prepare.output import Prepared, Progress, new_folder, no_progress
 from distrec.prepare.retrieval.buckets import MOST, ROWS_A_BUCKET, Buckets
+from distrec.prepare.retrieval.clock import Clock
 from distrec.prepare.retrieval.columns import Catalogue
 from distrec.prepare.retrieval.dataset import HISTORY, RetrievalWriter, Rows
 from distrec.prepare.retrieval.items import ItemFile, items_of_file, items_of_log
@@ -78,19 +80,23 @@ def interactions(
     """
     _check(columns, items)
     rows, paths = Rows(max_history, min_history, seed=seed), _paths(files)
-    folder, log = Path(out) / "retrieval", Log(columns)
+    folder, log, clock = Path(out) / "retrieval", Log(columns), Clock(columns.time)
     with new_folder(folder, overwrite) as partial:
         with Buckets(partial / ".buckets", _bucket_count(paths), USER) as buckets:
-            found = _dealt(log, paths, buckets, read_progress)
+            found = _dealt(log, paths, buckets, clock, read_progress)
             catalogue, unknown = _catalogue(log, items, found, unknown_items)
-            split, facts = _split(splitting, buckets)
+            split, facts, begins = _split(splitting, buckets)
             sequence, raw_user = _Sequence(catalogue, split, repeats), IDS[log.kind(columns.user)]
             with RetrievalWriter(partial, catalogue, rows, buckets.rows, log.profile(), raw_user, progress) as writer:
                 for bucket in buckets.frames():
                     writer.add(*sequence.of(bucket))
-                counts = writer.finish("interactions", **facts, **sequence.facts(), unknown_items=unknown, seed=seed)
+                counts = writer.finish(
+                    "interactions", **facts, **clock.facts(**begins), **sequence.facts(), unknown_items=unknown, seed=seed
+                )
         shutil.rmtree(partial / ".buckets")
-    return Prepared(folder, counts)
+    for warning in clock.warnings():
+        logger.warning("warning: %s", warning)
+    return Prepared(folder, counts, (clock.note(**begins),))
 
 
 class _Sequence:
@@ -142,13 +148,14 @@ def _bucket_count(paths: Sequence[Sequence[Path]]) -> int:
     return min(MOST, -(-rows // ROWS_A_BUCKET) or 1)
 
 
-def _dealt(log: Log, paths: Sequence[Sequence[Path]], buckets: Buckets, progress: Progress) -> pl.Series:
+def _dealt(log: Log, paths: Sequence[Sequence[Path]], buckets: Buckets, clock: Clock, progress: Progress) -> pl.Series:
     """Deal the log into buckets; its distinct items, ascending."""
     distinct = Distinct()
     for number, of_split in enumerate(paths):
         for frame in (frame for path in of_split for frame in log.blocks(path)):
             buckets.add(frame.with_columns(pl.lit(number, pl.Int8).alias(GIVEN)))
             distinct.add(frame[ITEM])
+            clock.add(frame[TIME], log.kind(log.columns.time) == "integers")
             progress(buckets.rows, 0)
     buckets.close()
     if not buckets.rows:
@@ -176,14 +183,15 @@ def _catalogue(log: Log, items: ItemFile | None, found: pl.Series, unknown_items
     return catalogue, len(unknown)
 
 
-def _split(splitting: Splitting, buckets: Buckets) -> tuple[pl.Expr, dict[str, Any]]:
-    """`split` of rows by user, oldest first, and what `dataset.json` says of it."""
+def _split(splitting: Splitting, buckets: Buckets) -> tuple[pl.Expr, dict[str, Any], dict[str, int]]:
+    """`split` of rows by user, oldest first, what `dataset.json` says of it, and the moments at which it cuts, by name."""
+    facts = {"split": splitting.kind}
     if splitting.kind == "leave-one-out":
-        return leave_one_out(USER), {"split": splitting.kind}
+        return leave_one_out(USER), facts, {}
     if splitting.kind == "files":
-        return pl.col(GIVEN).alias("split"), {"split": splitting.kind}
+        return pl.col(GIVEN).alias("split"), facts, {}
     shares = (1 - splitting.valid - splitting.test, 1 - splitting.test)
     places = [min(int(share * buckets.rows + 1e-6), buckets.rows - 1) for share in shares]  # the last row is for test
     begins = [nth_smallest(lambda: buckets.column(TIME), place) for place in places]
-    facts = {"split": splitting.kind, "valid_share": splitting.valid, "test_share": splitting.test}
-    return temporal(TIME, *begins), facts | {"valid_from": begins[0], "test_from": begins[1]}
+    facts |= {"valid_share": splitting.valid, "test_share": splitting.test}
+    return temporal(TIME, *begins), facts, {"valid_from": begins[0], "test_from": begins[1]}

@@ -1,0 +1,136 @@
+"""What `distrec prepare interactions` tells a person of their log, and what of it is warned of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+from command import Command, Ended
+
+from distrec.prepare.output import Prepared
+from distrec.prepare.retrieval.interactions import interactions
+from distrec.prepare.retrieval.log import LogColumns
+from distrec.prepare.retrieval.splits import Splitting
+
+COLUMNS = LogColumns("user", "item", "time")
+MAY = 1_714_521_600  # 2024-05-01, in seconds
+SAID = "2024-05-01 00:00:00 UTC to 2024-05-01 00:00:09 UTC"
+
+
+def write(path: Path, times: list[Any] | pa.Array, **more: Any) -> Path:
+    """A log of two users who take turns, and another item each time."""
+    rows = len(times)
+    log = pa.table({"user": ["a", "b"] * (rows // 2), "item": [f"i{n}" for n in range(rows)], "time": times} | more)
+    (csv.write_csv if path.suffix == ".csv" else pq.write_table)(log, path)
+    return path
+
+
+def prepare(path: Path, **options: Any) -> Prepared:
+    return interactions([[path]], path.parent / "out", **{"columns": COLUMNS} | options)
+
+
+def description(prepared: Prepared) -> dict[str, Any]:
+    return json.loads(prepared.description.read_text())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    ("unit", "word", "factor"),
+    [("s", "seconds", 1), ("ms", "milliseconds", 10**3), ("us", "microseconds", 10**6), ("ns", "nanoseconds", 10**9)],
+)
+def test_integers_are_told_as_the_dates_that_they_are_by_their_size(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, unit: str, word: str, factor: int
+) -> None:
+    log = write(tmp_path / f"log{suffix}", [(MAY + n) * factor for n in range(10)])
+    prepared = prepare(log, splitting=Splitting("temporal", 0.2, 0.2))
+    begins = "valid from 2024-05-01 00:00:06 UTC, test from 2024-05-01 00:00:08 UTC"
+    assert prepared.notes[0] == f"times: {SAID} (integers, read as {word} since 1970), {begins}"
+    told = description(prepared)
+    assert (told["time_column"], told["time_unit"]) == ("time", unit)
+    assert (told["time_from"], told["time_to"]) == (MAY * factor, (MAY + 9) * factor)
+    assert (told["valid_from"], told["test_from"]) == ((MAY + 6) * factor, (MAY + 8) * factor)
+    assert (told["time_from_utc"], told["test_from_utc"]) == ("2024-05-01T00:00:00Z", "2024-05-01T00:00:08Z")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([(MAY + n) * 1000 for n in range(10)], pa.timestamp("ms")),
+        pa.array([f"2024-05-01T00:00:0{n}Z" for n in range(10)]),
+        pa.array([MAY + float(n) for n in range(10)]),
+    ],
+    ids=["timestamps", "ISO 8601", "seconds"],
+)
+def test_moments_are_told_without_a_guess(tmp_path: Path, times: pa.Array) -> None:
+    prepared = prepare(write(tmp_path / "log.parquet", times))
+    assert prepared.notes[0] == f"times: {SAID}"
+    told = description(prepared)
+    assert (told["time_unit"], told["time_from"], told["time_to_utc"]) == ("us", MAY * 10**6, "2024-05-01T00:00:09Z")
+
+
+def test_integers_that_are_no_dates_stay_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prepared = prepare(write(tmp_path / "log.parquet", list(range(-3, 7))))
+    assert prepared.notes[0] == "times: -3 to 6 (integers, read as no dates)"
+    told = description(prepared)
+    assert told["time_unit"] is None
+    assert not {name for name in told if name.endswith("_utc")}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("times", "warning"),
+    [
+        (
+            [MAY + n if n % 5 else (MAY + n) * 1000 for n in range(10)],
+            f"column 'time' mixes units: 8 in seconds and 2 in milliseconds, by their size, from {MAY + 1} to {MAY + 5}000. "
+            "Histories and splits go by them: write them all in one unit",
+        ),
+        (
+            [0, *range(MAY, MAY + 9)],
+            f"column 'time': times go from 0 (1970-01-01 00:00:00 UTC) to {MAY + 8} (2024-05-01 00:00:08 UTC), 54 years; some "
+            "may be placeholders or in another unit. Histories and splits go by them: mend those rows, or leave them out",
+        ),
+        ([*range(MAY, MAY + 9), 253_402_300_799], "253402300799 (9999-12-31 23:59:59 UTC), 7,976 years"),
+        ([f"2150-05-{n}" for n in range(10, 20)], "from 2150-05-10 00:00:00 UTC to 2150-05-19 00:00:00 UTC; some may be"),
+        (
+            [float(MAY * 1000 + n) for n in range(10)],
+            "from 1714521600000 seconds since 1970 to 1714521600009 seconds since 1970",
+        ),
+        (["0001-01-01", *(f"2024-05-0{n}" for n in range(1, 10))], "from 0001-01-01 00:00:00 UTC to 2024-05-09 00:00:00 UTC"),
+    ],
+    ids=["two units", "zero", "no end", "too late", "floats in milliseconds", "the first day"],
+)
+def test_times_that_cannot_be_meant_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, times: list[Any], warning: str
+) -> None:
+    prepare(write(tmp_path / "log.parquet", times))
+    [said] = caplog.messages
+    assert said.startswith("warning: ")
+    assert warning in said
+
+
+@pytest.fixture
+def told(distrec: Command, tmp_path: Path) -> Any:
+    """What `distrec prepare interactions LOG WORDS` ends with."""
+
+    def run(log: Path, *words: object) -> Ended:
+        names = ["--user", "user", "--item", "item", "--time", "time", "--out", tmp_path / "out", "--overwrite"]
+        return distrec("prepare", "interactions", log, *names, *words)
+
+    return run
+
+
+def test_the_command_prints_both(told: Any, tmp_path: Path) -> None:
+    ended = told(write(tmp_path / "log.csv", [0, *range(MAY, MAY + 9)]))
+    assert ended.code == 0
+    assert ended.err.startswith("warning: column 'time': times go from 0 (1970-01-01")
+    wrote, times, *_ = ended.out.splitlines()
+    assert wrote.startswith(f"wrote {tmp_path / 'out' / 'retrieval'}: train 6, valid 2, test 2, items 10, users 2 rows;")
+    read = "(integers, read as seconds since 1970)"
+    assert times == f"  times: 1970-01-01 00:00:00 UTC to 2024-05-01 00:00:08 UTC {read}"
