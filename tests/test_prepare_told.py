@@ -115,6 +115,43 @@ def test_times_that_cannot_be_meant_are_warned_of(
     assert warning in said
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_rows_that_are_older_than_what_their_history_shows_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
+    """By hand: in valid the first row of a alone; in test b's, older than valid's, and a's second, older than train's."""
+    parts = {
+        "train": [("a", "x", 10), ("a", "y", 20), ("b", "x", 30)],
+        "valid": [("a", "z", 15), ("b", "z", 50), ("c", "z", 1)],
+        "test": [("a", "v", 20), ("a", "x", 19), ("b", "v", 40), ("d", "v", 1)],
+    }
+    for name, rows in parts.items():
+        user, item, time = zip(*rows, strict=True)
+        log = pa.table({"user": user, "item": item, "time": [MAY + second for second in time]})
+        (csv.write_csv if suffix == ".csv" else pq.write_table)(log, tmp_path / f"{name}{suffix}")
+    files = [[tmp_path / f"{name}{suffix}"] for name in parts]
+    prepared = interactions(files, tmp_path, columns=COLUMNS, splitting=Splitting("files"))
+    assert description(prepared)["older_than_history"] == {"valid": 1, "test": 2}
+    valid, test = caplog.messages
+    assert valid.startswith("warning: --valid: 1 of 3 rows are older than rows of the same user in earlier splits. Their hist")
+    assert test.startswith("warning: --test: 2 of 4 rows are older than")
+
+
+def test_files_in_the_order_of_time_are_taken_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = [[write(tmp_path / f"{n}.parquet", [MAY + 10 * n + m for m in range(4)])] for n in range(3)]
+    prepared = interactions(files, tmp_path, columns=COLUMNS, splitting=Splitting("files"), repeats="all")
+    assert description(prepared)["older_than_history"] == {"valid": 0, "test": 0}
+    assert not caplog.records
+    assert "older_than_history" not in description(prepare(tmp_path / "0.parquet"))
+
+
+def test_a_file_of_which_nothing_is_left_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = [[write(tmp_path / name, [MAY + n for n in range(4)])] for name in ("log.parquet", "test.parquet")]
+    prepared = interactions([files[0], [], files[1]], tmp_path, columns=COLUMNS, splitting=Splitting("files"))
+    assert "test" not in prepared.rows
+    assert "--test: no row is left, for each repeats what its user had before, or holds an unknown item" in caplog.messages[-1]
+
+
 @pytest.fixture
 def told(distrec: Command, tmp_path: Path) -> Any:
     """What `distrec prepare interactions LOG WORDS` ends with."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -22,8 +23,8 @@ from distrec.prepare.retrieval.items import ItemFile, items_of_file, items_of_lo
 from distrec.prepare.retrieval.log import ITEM, TIME, USER, Log, LogColumns
 from distrec.prepare.retrieval.moments import nth_smallest
 from distrec.prepare.retrieval.numbering import Distinct
-from distrec.prepare.retrieval.sequences import TRAIN
-from distrec.prepare.retrieval.splits import LEAVE_ONE_OUT, Splitting, leave_one_out, temporal
+from distrec.prepare.retrieval.sequences import SPLITS, TRAIN
+from distrec.prepare.retrieval.splits import LEAVE_ONE_OUT, Splitting, leave_one_out, older_than_history, temporal
 from distrec.prepare.retrieval.tabular import rows_about, tabular_files
 
 Repeats = Literal["first", "all"]
@@ -94,7 +95,11 @@ def interactions(
                     "interactions", **facts, **clock.facts(**begins), **sequence.facts(), unknown_items=unknown, seed=seed
                 )
         shutil.rmtree(partial / ".buckets")
-    for warning in clock.warnings():
+    nothing = [name for name, of_split in zip(SPLITS, paths, strict=False) if of_split and name not in counts]
+    lost = [
+        f"--{name}: no row is left, for each repeats what its user had before, or holds an unknown item" for name in nothing
+    ]
+    for warning in (*clock.warnings(), *sequence.warnings(), *lost):
         logger.warning("warning: %s", warning)
     return Prepared(folder, counts, (clock.note(**begins),))
 
@@ -106,11 +111,13 @@ class _Sequence:
         self._items = catalogue.frame.select(pl.col("raw_id").alias(ITEM), item_id=pl.int_range(catalogue.items))
         self._split, self._repeats = split, repeats
         self._known, self._kept, self._users = 0, 0, 0
+        self._given, self._older = np.zeros((2, len(SPLITS)), np.int64)  # rows by the files that they came from
 
     def of(self, bucket: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """(interactions, users) as `RetrievalWriter.add` takes them."""
         known = bucket.join(self._items, on=ITEM, how="inner", maintain_order="left")
         frame = known.sort(USER, GIVEN, TIME, maintain_order=True)
+        self._count_given(frame)
         if self._repeats == "first":
             frame = frame.unique([USER, "item_id"], keep="first", maintain_order=True)
         frame = frame.with_columns(self._split, user_id=pl.col(USER).rle_id().cast(pl.Int64) + self._users)
@@ -121,8 +128,26 @@ class _Sequence:
         return frame.drop(USER, ITEM, TIME, GIVEN), users
 
     def facts(self) -> dict[str, Any]:
-        """What became of repeated interactions."""
-        return {"repeats": self._repeats, "interactions": self._kept, "repeats_dropped": self._known - self._kept}
+        """What became of repeated interactions, and what of a split by files is older than it should be."""
+        told = {"repeats": self._repeats, "interactions": self._kept, "repeats_dropped": self._known - self._kept}
+        older = {name: int(self._older[split]) for split, name in enumerate(SPLITS) if split != TRAIN and self._given[split]}
+        return told | ({"older_than_history": older} if older else {})
+
+    def warnings(self) -> Iterator[str]:
+        """What is wrong with files that are named as a split."""
+        for split, name in enumerate(SPLITS):
+            if self._older[split]:
+                yield (
+                    f"--{name}: {self._older[split]:,} of {self._given[split]:,} rows are older than rows of the same user in "
+                    "earlier splits. Their histories show what came after them, which flatters every metric; divide the log by "
+                    "time, as --split temporal does"
+                )
+
+    def _count_given(self, frame: pl.DataFrame) -> None:
+        self._given += np.bincount(frame[GIVEN], minlength=len(SPLITS))
+        if self._given[TRAIN + 1 :].any():
+            older = frame.filter(older_than_history(USER, TIME, GIVEN))
+            self._older += np.bincount(older[GIVEN], minlength=len(SPLITS))
 
 
 def _check(columns: LogColumns, items: ItemFile | None) -> None:

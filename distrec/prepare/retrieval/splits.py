@@ -52,3 +52,12 @@ def temporal(time: str, valid_from: int, test_from: int) -> pl.Expr:
     """`split` by moments that are the same for all users: before `valid_from` train, from `test_from` on test."""
     later = pl.when(pl.col(time) < test_from).then(VALID).otherwise(TEST)
     return pl.when(pl.col(time) < valid_from).then(TRAIN).otherwise(later).cast(pl.Int8).alias("split")
+
+
+def older_than_history(user: str, time: str, split: str) -> pl.Expr:
+    """Whether a row is older than one of its user's in an earlier split, which its history shows though it came after."""
+    known = [pl.col(time).filter(pl.col(split) < later).max().over(user) for later in (VALID, TEST)]
+    valid, test = (
+        (pl.col(split) == later) & (pl.col(time) < latest) for later, latest in zip((VALID, TEST), known, strict=True)
+    )
+    return (valid | test).fill_null(False)
