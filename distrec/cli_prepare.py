@@ -156,6 +156,7 @@ def interactions(
         Literal["first", "all"], typer.Option(help="a user and an item count once, at first, or every time")
     ] = "first",
     unknown_items: Annotated[Literal["error", "drop"], typer.Option(help="items of the log that --items lacks")] = "error",
+    literal_ids: Annotated[bool, typer.Option(help="ids such as NULL, NA or nan are ids, and not missing ones")] = False,
     max_history: MaxHistory = 50,
     min_history: MinHistory = 0,
     seed: Seed = 0,
@@ -176,8 +177,8 @@ def interactions(
         write,
         (log, valid or (), test or ()),
         out,
-        columns=LogColumns(user, item, time, feature or (), label),
-        items=ItemFile(items, item, title, category, item_feature or ()) if items else None,
+        columns=LogColumns(user, item, time, feature or (), label, literal_ids),
+        items=ItemFile(items, item, title, category, item_feature or (), literal_ids) if items else None,
         splitting=Splitting("files" if valid or test else split or "leave-one-out", valid_share, test_share),
         repeats=repeats,
         unknown_items=unknown_items,

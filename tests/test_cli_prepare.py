@@ -40,6 +40,17 @@ def test_every_option_of_interactions_reaches_its_place(distrec: Command, log: l
     assert {len(read(tmp_path / "retrieval", split)) for split in ("valid", "test")} == {4}
 
 
+def test_ids_are_taken_literally_when_told(distrec: Command, log: list[object], tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(ROWS + "NA,i1,90,d0\nu1,nan,91,d0\n")
+    (tmp_path / "items.csv").write_text("what\nnan\n" + "".join(f"i{n}\n" for n in range(7)))
+    words = [*log, "--out", tmp_path, "--items", tmp_path / "items.csv"]
+    refused = distrec(*words)
+    assert (refused.code, "log.csv, line 30: column 'who' holds 'NA'" in refused.err) == (2, True)
+    ended = distrec(*words, "--literal-ids")
+    assert ended.code == 0, ended.err
+    assert "items 8, users 5 rows" in ended.out
+
+
 def test_files_of_ones_own_are_a_split(distrec: Command, log: list[object], tmp_path: Path) -> None:
     (tmp_path / "valid.csv").write_text("who,what,when\nu0,i1,90\n")
     (tmp_path / "test.csv").write_text("who,what,when\nu0,i2,99\nu9,i2,99\n")

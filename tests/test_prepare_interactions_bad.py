@@ -1,11 +1,13 @@
 """What may be wrong with a log or a catalogue: each has a message that names the place and the fix."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from retrieval_rows import read
 
 from distrec.errors import UserError
 from distrec.prepare.retrieval.interactions import interactions
@@ -53,6 +55,34 @@ def refused(tmp_path: Path, message: str, *files: Path, **options) -> None:
 )
 def test_a_value_that_cannot_be_is_named_with_its_row(tmp_path, columns, message):
     refused(tmp_path, message, parquet(tmp_path / "log.parquet", **columns))
+
+
+MISSING = ["NULL", "null", r"\N", "NA", "<NA>", "#N/A", "N/A", "n/a", "NaN", "nan", "None"]
+
+
+@pytest.mark.parametrize("text", MISSING)
+def test_what_programs_write_for_a_missing_id_is_none_unless_said(tmp_path, text):
+    (tmp_path / "log.csv").write_text(f"user,item,time\n1,2,3\n1,5,4\n1,{text},5\n")
+    message = (
+        r"where an id is needed; programs write that where there is none: leave such rows out\. If it is one: --literal-ids"
+    )
+    refused(tmp_path, rf"log\.csv, line 4: column 'item' holds '.*', {message}", tmp_path / "log.csv")
+    path = parquet(tmp_path / "log.parquet", user=["a", text, "a", "a"], item=["x", "x", "y", text])
+    refused(tmp_path, r"log\.parquet, row 1: column 'user' holds", path)
+    (tmp_path / "items.csv").write_text(f"item,kind\nx,nan\ny,NA\n{text},\n")
+    items = ItemFile(tmp_path / "items.csv", "item", category="kind", literal_ids=True)
+    columns = LogColumns("user", "item", "time", literal_ids=True)
+    refused(
+        tmp_path, r"items\.csv, line 4: column 'item' holds", path, columns=columns, items=replace(items, literal_ids=False)
+    )
+    assert prepare(tmp_path, path, columns=columns, items=items).rows["users"] == 2
+    found = read(tmp_path / "out" / "retrieval", "items")
+    assert [(row["raw_id"], row["category"]) for row in found] == [("x", "nan"), ("y", "NA"), (text, None)]
+
+
+def test_ids_that_hold_such_a_text_or_are_spelt_otherwise_are_ids(tmp_path):
+    path = parquet(tmp_path / "log.parquet", user=["nana", "na", "NONE", "Null"], item=["NaNa", "nan ", "none", "NULL-1"])
+    assert prepare(tmp_path, path).rows["users"] == 4
 
 
 def test_rows_are_counted_over_all_blocks_of_a_file(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ class ItemFile:
     title: str | None = None
     category: str | None = None
     features: Sequence[str] = ()
+    literal_ids: bool = False  # whether ids such as NULL are ids like any other
 
 
 def items_of_log(raw: pl.Series) -> Catalogue:
@@ -54,7 +55,9 @@ def items_of_file(source: ItemFile) -> tuple[str, Catalogue]:
 
 def _part(block: Block, source: ItemFile) -> tuple[dict[str, str], pl.DataFrame]:
     """What the columns of a block hold, and the block."""
-    found = {source.item: ids(block, source.item)} | {name: features(block, name) for name in source.features}
+    found = {source.item: ids(block, source.item, source.literal_ids)} | {
+        name: features(block, name) for name in source.features
+    }
     texts = dict.fromkeys(name for name in (source.title, source.category) if name)
     columns = [found[source.item][1].alias("raw_id"), *(found[name][1] for name in source.features)]
     columns += [_text(block, name).alias(f"@{name}") for name in texts]

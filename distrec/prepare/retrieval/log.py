@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -25,6 +26,7 @@ class LogColumns:
     time: str
     features: Sequence[str] = ()  # of the user or the moment
     label: str | None = None  # only rows where it is over 0 are interactions; None: all are
+    literal_ids: bool = False  # whether ids such as NULL are ids like any other
 
 
 @dataclass
@@ -44,7 +46,8 @@ class Log:
         names = self.columns
         read = dict.fromkeys((names.user, names.item, names.time, *names.features, *filter(None, [names.label])))
         for block in blocks(file, tuple(read), text=(names.user, names.item)):
-            plain = ((USER, names.user, ids), (ITEM, names.item, ids), (TIME, names.time, times))
+            own = partial(ids, literal=names.literal_ids)
+            plain = ((USER, names.user, own), (ITEM, names.item, own), (TIME, names.time, times))
             columns = [*plain, *((name, name, features) for name in names.features)]
             frame = pl.DataFrame([self._column(block, name, convert).alias(called) for called, name, convert in columns])
             yield frame if names.label is None else frame.filter(taken(block, names.label))

@@ -21,11 +21,20 @@ FEATURES = {  # what a feature may hold, and as what it is written
 }
 
 
-def ids(block: Block, name: str) -> tuple[str, pl.Series]:
+# What pandas and SQL write for an id that is missing, spelt as they do.
+MISSING = ("NULL", "null", "\\N", "NA", "<NA>", "#N/A", "N/A", "n/a", "NaN", "nan", "None")
+
+
+def ids(block: Block, name: str, literal: bool = False) -> tuple[str, pl.Series]:
     """(`integers` or `text`, values) of a column of ids.
 
+    Args:
+        block: rows.
+        name: of the column.
+        literal: whether a text such as NULL is an id like any other.
+
     Raises:
-        UserError: a null, an empty text, an integer over 63 bits, or a column of another type.
+        UserError: a null, an empty text, one of `MISSING`, an integer over 63 bits, or a column of another type.
     """
     found = _plain(block, name)
     kind = _kind(found.type)
@@ -34,7 +43,12 @@ def ids(block: Block, name: str) -> tuple[str, pl.Series]:
         raise UserError(f"{block.file}: column {name!r} holds {found.type}; ids are integers or text{hint}")
     series = pl.Series(name, found)
     values = series.cast(pl.Int64 if kind == "integers" else pl.String, strict=False)
-    _refuse(block, name, series, values.is_null() if kind == "integers" else values.is_null() | (values == ""), "an id")
+    _refuse(
+        block, name, series, values.is_null() if kind == "integers" else values.is_null() | (values == ""), "an id is needed"
+    )
+    if kind == "text" and not literal:
+        hint = "an id is needed; programs write that where there is none: leave such rows out. If it is one: --literal-ids"
+        _refuse(block, name, series, values.is_in(MISSING), hint)
     return kind, values
 
 
@@ -53,7 +67,13 @@ def times(block: Block, name: str) -> tuple[str, pl.Series]:
         kind, values = "integers", series.cast(pl.Int64, strict=False)
     else:
         kind, values = "moments", _moments(block, name, found.type, series)
-    _refuse(block, name, series, values.is_null(), "a time: an integer, a timestamp or ISO 8601, the same form in all rows")
+    _refuse(
+        block,
+        name,
+        series,
+        values.is_null(),
+        "a time: an integer, a timestamp or ISO 8601, the same form in all rows is needed",
+    )
     return kind, values
 
 
@@ -124,4 +144,4 @@ def _refuse(block: Block, name: str, values: pl.Series, bad: pl.Series, wanted: 
     if place is not None:
         value = values[place]
         said = "is null" if value is None else f"holds {value!r}"
-        raise UserError(f"{block.at(place)}: column {name!r} {said}, where {wanted} is needed")
+        raise UserError(f"{block.at(place)}: column {name!r} {said}, where {wanted}")
