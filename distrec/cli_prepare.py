@@ -28,7 +28,7 @@ MovieLensSplit = Annotated[
     Literal["time", "random"] | None, typer.Option(help="ctr and rating: 80/10/10, by time or by chance; default: time")
 ]
 SplitFiles = Annotated[list[str] | None, typer.Option(help="files of a split of your own; LOG is then train")]
-ShareOfRows = Annotated[float, typer.Option(help="temporal: share of the rows")]
+ShareOfRows = Annotated[float | None, typer.Option(help="temporal: share of the rows; default: 0.1")]
 FETCHED = {"download_progress": "download", "progress": "rows"}  # what a published dataset counts, by argument
 
 
@@ -148,14 +148,16 @@ def interactions(
         Literal["leave-one-out", "temporal"] | None,
         typer.Option(help="each user's last two, or all after two moments; default: leave-one-out"),
     ] = None,
-    valid_share: ShareOfRows = 0.1,
-    test_share: ShareOfRows = 0.1,
+    valid_share: ShareOfRows = None,
+    test_share: ShareOfRows = None,
     valid: SplitFiles = None,
     test: SplitFiles = None,
     repeats: Annotated[
         Literal["first", "all"], typer.Option(help="a user and an item count once, at first, or every time")
     ] = "first",
-    unknown_items: Annotated[Literal["error", "drop"], typer.Option(help="items of the log that --items lacks")] = "error",
+    unknown_items: Annotated[
+        Literal["error", "drop"] | None, typer.Option(help="items of the log that --items lacks; default: error")
+    ] = None,
     literal_ids: Annotated[bool, typer.Option(help="ids such as NULL, NA or nan are ids, and not missing ones")] = False,
     max_history: MaxHistory = 50,
     min_history: MinHistory = 0,
@@ -169,19 +171,22 @@ def interactions(
     from distrec.prepare.retrieval.log import LogColumns
     from distrec.prepare.retrieval.splits import Splitting
 
-    if not items and (item_feature or title or category):
-        raise UserError("--item-feature, --title and --category name columns of --items; name that file too")
+    if not items and (item_feature or title or category or unknown_items):
+        raise UserError("--item-feature, --title, --category and --unknown-items are about --items; name that file too")
     if split and (valid or test):
         raise UserError(f"--split {split}: --valid and --test are a split already; leave one of them away")
+    if split != "temporal" and (valid_share is not None or test_share is not None):
+        raise UserError("--valid-share and --test-share are for --split temporal; name that split, or leave them away")
+    shares = {name: share for name, share in (("valid", valid_share), ("test", test_share)) if share is not None}
     _run(
         write,
         (log, valid or (), test or ()),
         out,
         columns=LogColumns(user, item, time, feature or (), label, literal_ids),
         items=ItemFile(items, item, title, category, item_feature or (), literal_ids) if items else None,
-        splitting=Splitting("files" if valid or test else split or "leave-one-out", valid_share, test_share),
+        splitting=Splitting("files" if valid or test else split or "leave-one-out", **shares),
         repeats=repeats,
-        unknown_items=unknown_items,
+        unknown_items=unknown_items or "error",
         max_history=max_history,
         min_history=min_history,
         seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -49,6 +50,19 @@ def test_ids_are_taken_literally_when_told(distrec: Command, log: list[object], 
     ended = distrec(*words, "--literal-ids")
     assert ended.code == 0, ended.err
     assert "items 8, users 5 rows" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("words", "shares"),
+    [([], (0.1, 0.1)), (["--valid-share", "0"], (0, 0.1)), (["--test-share", "0.25"], (0.1, 0.25))],
+    ids=["none", "valid", "test"],
+)
+def test_a_share_that_is_not_given_is_a_tenth(
+    distrec: Command, log: list[object], tmp_path: Path, words: list[str], shares: tuple[float, float]
+) -> None:
+    assert distrec(*log, "--out", tmp_path, "--split", "temporal", *words).code == 0
+    told = json.loads((tmp_path / "retrieval" / "dataset.json").read_text())
+    assert (told["valid_share"], told["test_share"]) == shares
 
 
 def test_files_of_ones_own_are_a_split(distrec: Command, log: list[object], tmp_path: Path) -> None:
@@ -107,7 +121,11 @@ def test_every_option_reaches_the_preparation(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--title", "name"], "--items"),
+        (["--title", "name"], "--unknown-items are about --items; name that file too"),
+        (["--unknown-items", "drop"], "--unknown-items are about --items; name that file too"),
+        (["--valid-share", "0.2"], "--valid-share and --test-share are for --split temporal; name that split"),
+        (["--test-share", "0.1", "--split", "leave-one-out"], "are for --split temporal; name that split, or leave them away"),
+        (["--test-share", "0.1", "--test", "log.csv"], "are for --split temporal"),
         (["--min-history", "-1"], "--min-history -1: must be at least 0"),
         (["--seed", "-1"], "Invalid value for '--seed'"),
         (
