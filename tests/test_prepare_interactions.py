@@ -1,5 +1,6 @@
 """Anybody's log as a retrieval dataset, against loops over its users."""
 
+import gzip
 import json
 import random
 import subprocess
@@ -288,6 +289,18 @@ def test_columns_that_nobody_asked_for_are_not_parsed(tmp_path, monkeypatch):
         prepared = interactions([[tmp_path / name]], tmp_path / name[-3:], columns=COLUMNS)
         items = tuple(str(i) for i in range(49))
         assert on_disk(prepared.folder).test == [("u, 1", items, ("49",), items)]
+
+
+@pytest.mark.parametrize("name", ["LOG.CSV", "log.Tsv", "LOG.CSV.GZ", "log.TSV.gz", "LOG.PARQUET", "log.PQ"])
+def test_suffixes_may_be_written_in_capitals(tmp_path, name):
+    rows = [("who", "what", "when"), *(("u", f"i{n}", str(n)) for n in range(4))]
+    raw = "\n".join(("\t" if "TSV" in name.upper() else ",").join(row) for row in rows).encode()
+    (tmp_path / "logs").mkdir()
+    if "P" in name:
+        write(tmp_path / "logs" / name, [("u", f"i{n}", n, 0) for n in range(4)])
+    else:
+        (tmp_path / "logs" / name).write_bytes(gzip.compress(raw) if name.upper().endswith("GZ") else raw)
+    assert on_disk(interactions([[tmp_path / "logs"]], tmp_path, columns=COLUMNS).folder).test[0][2] == ("i3",)
 
 
 def test_what_was_read_of_a_long_file_is_not_kept(tmp_path):

@@ -17,8 +17,9 @@ from distrec.prepare.output import refuse_remote
 
 ROWS = 1 << 17  # of a Parquet file that are read at once
 TEXT = 8 << 20  # bytes of a CSV file that are read at once
-PARQUET = re.compile(r"\.(parquet|pq)$")
-TEXTS = re.compile(r"\.(csv|tsv)(\.gz)?$")
+PARQUET = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
+TEXTS = re.compile(r"\.(csv|tsv)(\.gz)?$", re.IGNORECASE)
+TABS = re.compile(r"\.tsv(\.gz)?$", re.IGNORECASE)
 LONGEST_HEADER = 1 << 20  # bytes
 BYTES_A_ROW = 30  # of a log as CSV, about; less if packed
 
@@ -61,7 +62,7 @@ def rows_about(file: Path) -> int:
         UserError: the file cannot be read.
     """
     if is_text(file):
-        return 1 + file.stat().st_size * (4 if file.suffix == ".gz" else 1) // BYTES_A_ROW
+        return 1 + file.stat().st_size * (4 if _packed(file) else 1) // BYTES_A_ROW
     try:
         return pq.read_metadata(file).num_rows
     except (OSError, pa.ArrowInvalid) as error:
@@ -115,7 +116,7 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 def _csv(file: Path, columns: Sequence[str], text: Sequence[str]) -> Iterator[pa.Table]:
     """Only one thread says which line a message is about."""
-    parse = csv.ParseOptions(delimiter="\t" if ".tsv" in file.suffixes else ",", newlines_in_values=True)
+    parse = csv.ParseOptions(delimiter="\t" if TABS.search(file.name) else ",", newlines_in_values=True)
     _refuse_missing(file, columns, _names(file, parse))
     read = csv.ReadOptions(use_threads=False, block_size=TEXT)
     convert = csv.ConvertOptions(
@@ -124,16 +125,24 @@ def _csv(file: Path, columns: Sequence[str], text: Sequence[str]) -> Iterator[pa
         null_values=[""],
         strings_can_be_null=True,
     )
-    with pa.input_stream(str(file)) as stream, csv.open_csv(stream, read, parse, convert) as opened:
+    with _open(file) as stream, csv.open_csv(stream, read, parse, convert) as opened:
         for batch in opened:
             yield pa.Table.from_batches([batch])
 
 
 def _names(file: Path, parse: csv.ParseOptions) -> list[str]:
     """What the first line calls the columns."""
-    with pa.input_stream(str(file)) as stream:
+    with _open(file) as stream:
         line, end, _ = stream.read(LONGEST_HEADER).partition(b"\n")
     return csv.read_csv(io.BytesIO(line + end), parse_options=parse).column_names
+
+
+def _open(file: Path) -> pa.NativeFile:
+    return pa.input_stream(str(file), compression="gzip" if _packed(file) else None)
+
+
+def _packed(file: Path) -> bool:
+    return file.suffix.lower() == ".gz"
 
 
 def _refuse_missing(file: Path, columns: Sequence[str], found: Sequence[str]) -> None:
