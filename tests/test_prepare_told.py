@@ -14,6 +14,7 @@ from command import Command, Ended
 
 from distrec.prepare.output import Prepared
 from distrec.prepare.retrieval.interactions import interactions
+from distrec.prepare.retrieval.items import ItemFile
 from distrec.prepare.retrieval.log import LogColumns
 from distrec.prepare.retrieval.splits import Splitting
 
@@ -152,6 +153,47 @@ def test_a_file_of_which_nothing_is_left_is_told(tmp_path: Path, caplog: pytest.
     assert "--test: no row is left, for each repeats what its user had before, or holds an unknown item" in caplog.messages[-1]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("buckets", [1, 3])
+def test_what_was_dropped_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, buckets: int) -> None:
+    """By hand: users a to d; a takes each of five items twice; c and d nothing that the catalogue has."""
+    monkeypatch.setattr("distrec.prepare.retrieval.interactions.ROWS_A_BUCKET", 25 // buckets)
+    rows = [("a", f"i{n % 5}", 1) for n in range(10)] + [("b", f"i{n}", 1) for n in range(4)]
+    rows += [("b", "i4", 0)] * 3 + [("c", "x", 1), ("c", "y", 1), ("d", "x", 1), ("a", "x", 1)]
+    user, item, taken = zip(*rows, strict=True)
+    log = pa.table({"user": user, "item": item, "time": range(len(rows)), "taken": taken})
+    (csv.write_csv if suffix == ".csv" else pq.write_table)(log, tmp_path / f"log{suffix}")
+    pq.write_table(pa.table({"item": [f"i{n}" for n in range(5)]}), tmp_path / "items.parquet")
+    prepared = prepare(
+        tmp_path / f"log{suffix}",
+        columns=LogColumns("user", "item", "time", label="taken"),
+        items=ItemFile(tmp_path / "items.parquet", "item"),
+        unknown_items="drop",
+        min_history=1,
+    )
+    assert prepared.notes[1:] == (
+        "dropped: 3 rows where 'taken' is not over 0",
+        "dropped: 4 interactions with 2 items that --items lacks, and so 2 users with no others",
+        "dropped: 5 repeats of a user and an item; --repeats all keeps them",
+        "dropped: 2 training rows with fewer items before them than --min-history",
+    )
+    told = description(prepared)
+    assert (told["interactions"], told["repeats_dropped"], told["unknown_items"]) == (9, 5, 2)
+    assert (told["interactions_of_unknown_items"], told["users_of_unknown_items_alone"]) == (4, 2)
+
+
+def test_repeats_that_are_dropped_though_all_are_kept_are_those_of_one_query(tmp_path: Path) -> None:
+    log = pa.table({"user": ["a"] * 9, "item": [*"xyz", *"xyz", *"xxy"], "time": range(9)})
+    pq.write_table(log, tmp_path / "log.parquet")
+    prepared = prepare(tmp_path / "log.parquet", repeats="all", splitting=Splitting("temporal", 0, 0.33))
+    assert prepared.rows["train"] == 6
+    assert prepared.notes[1:] == ("dropped: 1 repeats in valid or test: a query names an item once",)
+
+
+def test_nothing_is_said_of_what_was_not_dropped(tmp_path: Path) -> None:
+    assert len(prepare(write(tmp_path / "log.csv", list(range(4)))).notes) == 1
+
+
 @pytest.fixture
 def told(distrec: Command, tmp_path: Path) -> Any:
     """What `distrec prepare interactions LOG WORDS` ends with."""
@@ -170,4 +212,5 @@ def test_the_command_prints_both(told: Any, tmp_path: Path) -> None:
     wrote, times, *_ = ended.out.splitlines()
     assert wrote.startswith(f"wrote {tmp_path / 'out' / 'retrieval'}: train 6, valid 2, test 2, items 10, users 2 rows;")
     read = "(integers, read as seconds since 1970)"
+    assert len(ended.out.splitlines()) == 2
     assert times == f"  times: 1970-01-01 00:00:00 UTC to 2024-05-01 00:00:08 UTC {read}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -20,16 +19,16 @@ from distrec.prepare.retrieval.clock import Clock
 from distrec.prepare.retrieval.columns import Catalogue
 from distrec.prepare.retrieval.dataset import HISTORY, RetrievalWriter, Rows
 from distrec.prepare.retrieval.items import ItemFile, items_of_file, items_of_log
-from distrec.prepare.retrieval.log import ITEM, TIME, USER, Log, LogColumns
+from distrec.prepare.retrieval.log import GIVEN, ITEM, TIME, USER, Log, LogColumns
 from distrec.prepare.retrieval.moments import nth_smallest
 from distrec.prepare.retrieval.numbering import Distinct
 from distrec.prepare.retrieval.sequences import SPLITS, TRAIN
-from distrec.prepare.retrieval.splits import LEAVE_ONE_OUT, Splitting, leave_one_out, older_than_history, temporal
+from distrec.prepare.retrieval.splits import LEAVE_ONE_OUT, Splitting, leave_one_out, temporal
 from distrec.prepare.retrieval.tabular import rows_about, tabular_files
+from distrec.prepare.retrieval.tally import Tally
 
 Repeats = Literal["first", "all"]
 UnknownItems = Literal["error", "drop"]
-GIVEN = "@given"  # which files a row came from: 0 train, 1 valid, 2 test
 IDS = {"integers": pa.int64(), "text": pa.string()}
 RESERVED = ("user_id", RAW_USER, "item_id", "history_item_id", "targets", "seen", "split")
 RESERVED += ("title", "category", "raw_id", "train_count")
@@ -92,16 +91,22 @@ def interactions(
                 for bucket in buckets.frames():
                     writer.add(*sequence.of(bucket))
                 counts = writer.finish(
-                    "interactions", **facts, **clock.facts(**begins), **sequence.facts(), unknown_items=unknown, seed=seed
+                    "interactions",
+                    **facts,
+                    **clock.facts(**begins),
+                    **sequence.tally.facts(),
+                    unknown_items=unknown,
+                    seed=seed,
                 )
         shutil.rmtree(partial / ".buckets")
     nothing = [name for name, of_split in zip(SPLITS, paths, strict=False) if of_split and name not in counts]
     lost = [
         f"--{name}: no row is left, for each repeats what its user had before, or holds an unknown item" for name in nothing
     ]
-    for warning in (*clock.warnings(), *sequence.warnings(), *lost):
+    for warning in (*clock.warnings(), *sequence.tally.warnings(), *lost):
         logger.warning("warning: %s", warning)
-    return Prepared(folder, counts, (clock.note(**begins),))
+    dropped = sequence.tally.dropped(log.no_interaction, columns.label, unknown, counts["train"])
+    return Prepared(folder, counts, (clock.note(**begins), *dropped))
 
 
 class _Sequence:
@@ -110,44 +115,22 @@ class _Sequence:
     def __init__(self, catalogue: Catalogue, split: pl.Expr, repeats: Repeats) -> None:
         self._items = catalogue.frame.select(pl.col("raw_id").alias(ITEM), item_id=pl.int_range(catalogue.items))
         self._split, self._repeats = split, repeats
-        self._known, self._kept, self._users = 0, 0, 0
-        self._given, self._older = np.zeros((2, len(SPLITS)), np.int64)  # rows by the files that they came from
+        self._users, self.tally = 0, Tally(repeats)
 
     def of(self, bucket: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """(interactions, users) as `RetrievalWriter.add` takes them."""
         known = bucket.join(self._items, on=ITEM, how="inner", maintain_order="left")
+        self.tally.read(bucket, known)
         frame = known.sort(USER, GIVEN, TIME, maintain_order=True)
-        self._count_given(frame)
         if self._repeats == "first":
             frame = frame.unique([USER, "item_id"], keep="first", maintain_order=True)
         frame = frame.with_columns(self._split, user_id=pl.col(USER).rle_id().cast(pl.Int64) + self._users)
         if self._repeats == "all":  # a query names a target once
             frame = frame.filter((pl.col("split") == TRAIN) | pl.struct(USER, "item_id", "split").is_first_distinct())
         users = frame.select("user_id", raw_id=USER).unique("user_id", maintain_order=True)
-        self._known, self._kept, self._users = self._known + known.height, self._kept + frame.height, self._users + users.height
+        self.tally.kept(frame)
+        self._users += users.height
         return frame.drop(USER, ITEM, TIME, GIVEN), users
-
-    def facts(self) -> dict[str, Any]:
-        """What became of repeated interactions, and what of a split by files is older than it should be."""
-        told = {"repeats": self._repeats, "interactions": self._kept, "repeats_dropped": self._known - self._kept}
-        older = {name: int(self._older[split]) for split, name in enumerate(SPLITS) if split != TRAIN and self._given[split]}
-        return told | ({"older_than_history": older} if older else {})
-
-    def warnings(self) -> Iterator[str]:
-        """What is wrong with files that are named as a split."""
-        for split, name in enumerate(SPLITS):
-            if self._older[split]:
-                yield (
-                    f"--{name}: {self._older[split]:,} of {self._given[split]:,} rows are older than rows of the same user in "
-                    "earlier splits. Their histories show what came after them, which flatters every metric; divide the log by "
-                    "time, as --split temporal does"
-                )
-
-    def _count_given(self, frame: pl.DataFrame) -> None:
-        self._given += np.bincount(frame[GIVEN], minlength=len(SPLITS))
-        if self._given[TRAIN + 1 :].any():
-            older = frame.filter(older_than_history(USER, TIME, GIVEN))
-            self._older += np.bincount(older[GIVEN], minlength=len(SPLITS))
 
 
 def _check(columns: LogColumns, items: ItemFile | None) -> None:

@@ -15,6 +15,7 @@ from distrec.prepare.retrieval.tabular import Block, blocks
 from distrec.prepare.retrieval.values import FEATURES, features, ids, taken, times
 
 USER, ITEM, TIME = "@user", "@item", "@time"  # names that no column of a log is likely to have
+GIVEN = "@given"  # which files a row came from: 0 train, 1 valid, 2 test
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Log:
 
     columns: LogColumns
     kinds: dict[str, tuple[str, Path]] = field(default_factory=dict)  # what each column holds, and the file that said so
+    no_interaction: int = 0  # rows that the label left out so far
 
     def blocks(self, file: Path) -> Iterator[pl.DataFrame]:
         """The rows of a file, in its order.
@@ -50,7 +52,9 @@ class Log:
             plain = ((USER, names.user, own), (ITEM, names.item, own), (TIME, names.time, times))
             columns = [*plain, *((name, name, features) for name in names.features)]
             frame = pl.DataFrame([self._column(block, name, convert).alias(called) for called, name, convert in columns])
-            yield frame if names.label is None else frame.filter(taken(block, names.label))
+            counting = frame if names.label is None else frame.filter(taken(block, names.label))
+            self.no_interaction += frame.height - counting.height
+            yield counting
 
     def kind(self, column: str) -> str:
         """What a column of the files read so far holds: `integers` or `text`, or a key of `FEATURES`."""
