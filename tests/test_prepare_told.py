@@ -194,6 +194,42 @@ def test_nothing_is_said_of_what_was_not_dropped(tmp_path: Path) -> None:
     assert len(prepare(write(tmp_path / "log.csv", list(range(4)))).notes) == 1
 
 
+def test_a_text_among_numbers_of_a_csv_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The third item's price, and the second row's dwell time; columns of text, of numbers and titles are none of this."""
+    log = write(
+        tmp_path / "log.csv", list(range(6)), dwell=["1", "-", "3", "4.5", "", "6"], device=["a", "b", "1", "d", "e", "f"]
+    )
+    items = ["item,price,kind,size,name", *(f"i{n},{n if n != 2 else 'n/a'},k{n},{n},{n or 'zero'}" for n in range(6))]
+    (tmp_path / "items.csv").write_text("\n".join(items))
+    file = ItemFile(tmp_path / "items.csv", "item", title="name", features=["price", "kind", "size"])
+    prepared = prepare(log, columns=LogColumns("user", "item", "time", ["dwell", "device"]), items=file)
+    dwell, price = caplog.messages
+    assert dwell == (
+        f"warning: {log}, line 3: column 'dwell' holds '-' and so becomes text, to be hashed like ids, though 4 of its first 5 "
+        "values are numbers; for a dense feature, leave it empty"
+    )
+    assert f"{tmp_path / 'items.csv'}, line 4: column 'price' holds 'n/a'" in price
+    assert "though 5 of its first 6 values are numbers" in price
+    types = {column["name"]: column["type"] for column in description(prepared)["item_columns"]}
+    assert (types["price"], types["size"]) == ("string", "int64")
+
+
+def test_text_of_numbers_in_parquet_was_meant(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = write(tmp_path / "log.parquet", list(range(6)), zip=["1", "-", "3", "4.5", None, "6"])
+    prepare(log, columns=LogColumns("user", "item", "time", ["zip"]))
+    assert not caplog.records
+
+
+def test_it_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distrec.prepare.retrieval.tabular.TEXT", 128)
+    files = [write(tmp_path / f"{n}.csv", list(range(40)), dwell=["n/a", "1", "2", "3"] * 10) for n in range(2)]
+    catalogue = "item,price\n" + "".join(f"i{n},{'n/a' if n % 4 == 0 else n}\n" for n in range(40))
+    (tmp_path / "items.csv").write_text(catalogue)
+    columns, items = LogColumns("user", "item", "time", ["dwell"]), ItemFile(tmp_path / "items.csv", "item", features=["price"])
+    interactions([files], tmp_path, columns=columns, items=items)
+    assert [message.count("becomes text") for message in caplog.messages] == [1, 1]
+
+
 @pytest.fixture
 def told(distrec: Command, tmp_path: Path) -> Any:
     """What `distrec prepare interactions LOG WORDS` ends with."""

@@ -11,7 +11,7 @@ import polars as pl
 from distrec.errors import UserError
 from distrec.prepare.retrieval.columns import Catalogue
 from distrec.prepare.retrieval.tabular import Block, blocks, tabular_files
-from distrec.prepare.retrieval.values import FEATURES, features, ids
+from distrec.prepare.retrieval.values import FEATURES, features, ids, warn_of_text
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def _part(block: Block, source: ItemFile) -> tuple[dict[str, str], pl.DataFrame]
     found = {source.item: ids(block, source.item, source.literal_ids)} | {
         name: features(block, name) for name in source.features
     }
+    for name in source.features if block.first == 0 else ():
+        warn_of_text(block, name, found[name][1])
     texts = dict.fromkeys(name for name in (source.title, source.category) if name)
     columns = [found[source.item][1].alias("raw_id"), *(found[name][1] for name in source.features)]
     columns += [_text(block, name).alias(f"@{name}") for name in texts]

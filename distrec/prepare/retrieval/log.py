@@ -12,7 +12,7 @@ import polars as pl
 from distrec.errors import UserError
 from distrec.prepare.description import Column
 from distrec.prepare.retrieval.tabular import Block, blocks
-from distrec.prepare.retrieval.values import FEATURES, features, ids, taken, times
+from distrec.prepare.retrieval.values import FEATURES, features, ids, taken, times, warn_of_text
 
 USER, ITEM, TIME = "@user", "@item", "@time"  # names that no column of a log is likely to have
 GIVEN = "@given"  # which files a row came from: 0 train, 1 valid, 2 test
@@ -66,6 +66,8 @@ class Log:
 
     def _column(self, block: Block, name: str, convert: Callable[[Block, str], tuple[str, pl.Series]]) -> pl.Series:
         kind, values = convert(block, name)
+        if convert is features and name not in self.kinds:
+            warn_of_text(block, name, values)
         before, file = self.kinds.setdefault(name, (kind, block.file))
         if kind != before:
             raise UserError(

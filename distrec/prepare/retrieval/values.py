@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.types as kinds
 
 from distrec.errors import UserError
+from distrec.log import logger
 from distrec.prepare.description import ID_LIST, Column
-from distrec.prepare.retrieval.tabular import Block
+from distrec.prepare.retrieval.tabular import Block, is_text
 
 TEXT_LIST = pa.list_(pa.field("element", pa.string()))
 FEATURES = {  # what a feature may hold, and as what it is written
@@ -88,6 +89,20 @@ def features(block: Block, name: str) -> tuple[str, pl.Series]:
     if kind not in FEATURES:
         raise UserError(f"{block.file}: column {name!r} holds {found.type}; a feature holds {', '.join(FEATURES)}")
     return kind, pl.Series(name, found.cast(FEATURES[kind].type))
+
+
+def warn_of_text(block: Block, name: str, values: pl.Series) -> None:
+    """Say so where one value of a CSV file makes a feature text that is a number in most rows."""
+    if not is_text(block.file) or values.dtype != pl.String:
+        return
+    given = values.is_not_null()
+    text = given & values.cast(pl.Float64, strict=False).is_null()
+    numbers, place = int(given.sum()) - int(text.sum()), text.arg_max()
+    if text.any() and place is not None and numbers > int(text.sum()):
+        logger.warning(
+            f"warning: {block.at(place)}: column {name!r} holds {values[place]!r} and so becomes text, to be hashed like ids, "
+            f"though {numbers:,} of its first {int(given.sum()):,} values are numbers; for a dense feature, leave it empty"
+        )
 
 
 def taken(block: Block, name: str) -> pl.Series:
