@@ -36,9 +36,10 @@ def _run(write: Callable[..., Prepared], *given: Any, bars: dict[str, str], **op
     """Call a preparation, with a bar for each thing that it counts, and say what it wrote."""
     from distrec import log
     from distrec.screen import bar, prepared
+    from distrec.signals import ended_by_sigterm
 
     log.setup(0)
-    with ExitStack() as stack:
+    with ended_by_sigterm(), ExitStack() as stack:
         shown = {argument: stack.enter_context(bar(what)) for argument, what in bars.items()}
         result = write(*given, **options, **shown)
     prepared(result)

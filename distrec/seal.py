@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
+import shlex
 import shutil
+import socket
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distrec.errors import UserError
 from distrec.json_out import finite, to_json
+from distrec.log import logger
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -70,7 +75,7 @@ def beside(path: Path) -> Path:
 
 def swap_in(partial: Path, folder: Path) -> None:
     """Give `partial`, made `beside` the folder, its name: two renames, so that a reader finds what was there or what is new."""
-    old = partial.with_name(partial.name.replace(".partial-", ".old-"))
+    old = _alias(partial, "old")
     if folder.exists():
         folder.replace(old)
     partial.replace(folder)
@@ -81,16 +86,86 @@ def swap_in(partial: Path, folder: Path) -> None:
 def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`, which takes its name when the block ends well, and is removed when it does not.
 
+    What a process that was killed left of the same is removed first; where it may belong to one that lives, a warning says so.
+
     Raises:
         OSError: one of them cannot be written.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     partial = beside(folder)
+    with _owned(partial):
+        try:
+            partial.mkdir()
+            yield partial
+            swap_in(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that ended without warning left beside a folder that they were replacing.
+
+    Only what is certainly nobody's: made on this machine, by a process that holds its lock no more. The lock ends with the
+    process, however that ends. Of the rest that has no living owner here, a warning says that it is there.
+    """
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(?:partial|old|owner)-([0-9a-f]{{8}})")
+    tags = {found[1] for path in folder.parent.iterdir() if (found := pattern.fullmatch(path.name))}
+    for partial in (folder.with_name(f".{folder.name}.partial-{tag}") for tag in sorted(tags)):
+        owner, old = _alias(partial, "owner"), _alias(partial, "old")
+        fate = _fate(owner)
+        if fate == "left":
+            if old.exists() and not folder.exists():  # it ended between the two renames
+                old.replace(folder)
+            for path in (partial, old):
+                shutil.rmtree(path, ignore_errors=True)
+            owner.unlink(missing_ok=True)
+        elif fate == "unknown":
+            for path in (path for path in (partial, old) if path.is_dir()):
+                logger.warning(f"warning: {_left(path)}")
+
+
+def _fate(owner: Path) -> Literal["live", "left", "unknown"]:
+    """Of what a process made, from the file that it holds a lock on while it lives."""
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        swap_in(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with owner.open("r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return "left" if file.read() == socket.gethostname() else "unknown"  # not every disk shares locks among machines
+    except BlockingIOError:
+        return "live"
+    except OSError:  # it is not there, may not be written, or cannot be locked here
+        return "unknown"
+
+
+def _left(path: Path) -> str:
+    size = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):  # one that still writes may have removed it
+                size += (Path(folder) / name).stat().st_size
+    why = "is of a process that was killed, or of one that still writes, on another machine say"
+    return f"{path} ({size / 2**20:,.1f} MiB) {why}; if none does, remove it: rm -r {shlex.quote(str(path))}"
+
+
+def _alias(partial: Path, kind: Literal["old", "owner"]) -> Path:
+    """Another hidden name beside the same folder, which goes with this one."""
+    name, _, tag = partial.name.rpartition(".partial-")
+    return partial.with_name(f"{name}.{kind}-{tag}")
+
+
+@contextmanager
+def _owned(partial: Path) -> Iterator[None]:
+    """While within, a file beside a partial folder is locked, which tells other processes that this one lives."""
+    owner = _alias(partial, "owner")
+    with owner.open("x", encoding="utf-8") as file:
+        try:
+            with suppress(OSError):  # where locks are unknown, nobody can take this one either
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(socket.gethostname())
+            file.flush()
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
 
 
 def refuse_to_replace(folder: Path, kind: str) -> None:

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
 PATIENCE_S = 5.0  # one Ctrl-C may arrive twice, from the terminal and from the agent; a later one means it
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Within it, SIGTERM ends the process as an error does, so that what is half done is removed; another one waits."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:
