@@ -1,4 +1,4 @@
-"""All that can be said of a config before it is trained: `distrec check`."""
+"""What `distrec check` looks at: all that can be known of a config, its model and its data without training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from distrec.data.numbering import Numbering
 from distrec.embeddings import plan as plans
 from distrec.engine import make_task, numbering_of, open_items_of, open_split, reading_of
 from distrec.errors import UserError
+from distrec.profile.outside import id_faults
 from distrec.retrieval.retriever import Items, query_use
 
 
@@ -38,7 +39,10 @@ def validate(config: Config) -> str:
 
     def open_rows(split: str) -> None:
         if config.retrieval is None or items[0] is not None:  # what a log says of items nothing can be found without them
-            rows[split] = open_split(config, reading_of(config, features, items[0], split), split, numbering[0]).rows
+            how = reading_of(config, features, items[0], split)
+            dataset = open_split(config, how, split, numbering[0])
+            rows[split] = dataset.rows
+            faults.extend(id_faults(dataset, how.present, how.items, config.data.verify_checksums))
         if split != "train" and config.retrieval is not None and (named := query_use(config.retrieval)):
             data.open_dataset(getattr(config.data, split), [named], config.data.retries)
 

@@ -140,9 +140,14 @@ def _refuse_outside(column: Column, feature: Lookup) -> None:
     first = int(np.argmax(outside))
     value = words[first] if _unsigned(column.type) else ids.values[first]
     row = int(np.searchsorted(_bounds(ids.lengths), first, side="right")) - 1
-    raise UserError(
-        f"feature {feature.name!r}, {column.where(row)}: id {value} is outside [0, {feature.rows}), the rows of table "
-        f'{feature.table!r}. Give the table more rows, or set out_of_range = "null" (no id) or "hash" (share a row)'
+    raise UserError(outside_table(feature, column.where(row), int(value)))
+
+
+def outside_table(feature: Lookup, where: str, value: int) -> str:
+    """What is said of an id that the feature's table has no row for."""
+    return (
+        f"feature {feature.name!r}, {where}: id {value} is outside [0, {feature.rows}), the rows of table {feature.table!r}. "
+        'Give the table more rows, or set out_of_range = "null" (no id) or "hash" (share a row)'
     )
 
 

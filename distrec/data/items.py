@@ -102,7 +102,9 @@ def _refuse(column: Column, use: ItemUse, keys: Ids, first: int) -> None:
     if is_list(column.type):
         assert isinstance(value, list)
         value = [v for v in value if v is not None][first - int(ends[row] - keys.lengths[row])]
-    raise UserError(
-        f"column {use.column!r}, {column.where(row)}: item {value!r} is not in the catalogue (retrieval.items); "
-        "add it there, or leave out what refers to it"
-    )
+    raise UserError(f"column {use.column!r}, {column.where(row)}: {not_in_catalogue(value)}")
+
+
+def not_in_catalogue(item: object) -> str:
+    """What is said of an item that the catalogue lacks."""
+    return f"item {item!r} is not in the catalogue (retrieval.items); add it there, or leave out what refers to it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -107,19 +107,24 @@ def survey_files(sources: Sequence[Source], named: str) -> Survey:
 
 def ranges(survey: Survey, column: str) -> list[tuple[Bound, Bound] | None]:
     """Smallest and largest value of one column in each file; None where a file does not say, or has no rows."""
-    with ThreadPoolExecutor(min(FOOTER_THREADS, len(survey.files))) as pool:
-        found = pool.map(lambda file: _footer(file.source, column)[1], survey.files)
-        return [facts[column].bounds if column in facts else None for facts in found]
+    found = facts_by_file(survey.files, {column})
+    return [facts[column].bounds if column in facts else None for facts in found]
 
 
-def _footer(source: Source, only: str | None = None) -> tuple[File, dict[str, Facts]]:
+def facts_by_file(files: Sequence[File], columns: Collection[str]) -> list[dict[str, Facts]]:
+    """What each file's footer says of those of the columns that it has."""
+    with ThreadPoolExecutor(min(FOOTER_THREADS, len(files))) as pool:
+        return [facts for _, facts in pool.map(lambda file: _footer(file.source, columns), files)]
+
+
+def _footer(source: Source, only: Collection[str] | None = None) -> tuple[File, dict[str, Facts]]:
     with open_parquet(source, verify_checksums=False) as parquet:
         footer, schema = parquet.metadata, parquet.schema_arrow
         groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
         rows = tuple(group.num_rows for group in groups)
         facts: dict[str, Facts] = {}
         for column, leaf in _with_leaf(schema):
-            if only in (None, column.name):
+            if only is None or column.name in only:
                 facts[column.name] = _facts(column, leaf, groups, sum(rows), column.name in facts)
     return File(source, rows, pa.schema([]), stamp_of(footer)), facts
 
