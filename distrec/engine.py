@@ -336,8 +336,8 @@ def reading_of(config: Config, features: Layout, items: Items | None, split: str
 def open_split(config: Config, how: Reading, split: str, numbering: Numbering) -> Dataset:
     """The files of a split, checked against what the config reads of them and how all else that is read is numbered."""
     uses = (*data.uses(config.data, how.present, labels(config)), *(use.use() for use in how.items))
-    dataset = data.open_dataset(paths := getattr(config.data, split), uses, config.data.retries)
-    numbering.require(dataset.numbering, f"data.{split} ({', '.join(paths)})")
+    dataset = data.open_dataset(paths := getattr(config.data, split), uses, config.data.retries, key := f"data.{split}")
+    numbering.require(dataset.numbering, f"{key} ({', '.join(paths)})")
     if split == "train" and dataset.rows < config.data.batch_size:
         raise UserError(
             f"data.batch_size = {config.data.batch_size}, but data.train has {dataset.rows} rows in all; make it smaller"

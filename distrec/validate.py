@@ -38,13 +38,17 @@ def validate(config: Config) -> str:
         numbering[0] = numbering_of(config, items[0])
 
     def open_rows(split: str) -> None:
-        if config.retrieval is None or items[0] is not None:  # what a log says of items nothing can be found without them
+        paths, known = getattr(config.data, split), None if config.retrieval is None else query_use(config.retrieval)
+        named = [known] if known is not None and split != "train" else []
+        if config.retrieval is None or items[0] is not None:
             how = reading_of(config, features, items[0], split)
             dataset = open_split(config, how, split, numbering[0])
             rows[split] = dataset.rows
             faults.extend(id_faults(dataset, how.present, how.items, config.data.verify_checksums))
-        if split != "train" and config.retrieval is not None and (named := query_use(config.retrieval)):
-            data.open_dataset(getattr(config.data, split), [named], config.data.retries)
+        elif not named:  # without the items, nothing can be found out about what a log says of them
+            data.open_dataset(paths, [], config.data.retries, f"data.{split}")
+        if named:
+            data.open_dataset(paths, named, config.data.retries, f"data.{split}")
 
     checks = [lambda: make_task(config, torch.device("cpu")), open_catalogue]
     checks += [lambda split=split: open_rows(split) for split in splits]

@@ -375,5 +375,11 @@ def test_check_reports_all_faults_of_model_and_data(distrec: Command, config: Ca
     words = ["model.params.dropout=2", "features.dense.0.column=xx", "data.valid=no/such/place", "data.test=nor/here"]
     ended = distrec("check", config(), *words)
     assert (ended.code, [len(line) - len(line.lstrip()) for line in ended.err.splitlines()]) == (2, [0, 2, 4, 2, 2, 2])
-    parts = ("distrec: 4 faults:", "dropout", "no column 'xx'", "no/such/place: no Parquet", "nor/here: no Parquet")
+    parts = (
+        "distrec: 4 faults:",
+        "dropout",
+        "no column 'xx'",
+        "data.valid: no/such/place: no Parquet",
+        "data.test: nor/here: no Parquet",
+    )
     assert [part for part in parts if part not in ended.err] == []

@@ -146,3 +146,28 @@ def test_an_item_that_is_only_masked_may_be_gone(tmp_path: Path) -> None:
     config = retriever(tmp_path)
     edit(tmp_path / "data" / "valid", "seen", lambda rows: [[5000], *rows[1:]])
     assert validate(parse(config))
+
+
+# -- paths -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("query_id", [None, "user_id"])
+def test_every_path_that_is_not_there_is_told_with_its_key(tmp_path: Path, query_id: str | None) -> None:
+    config = retriever(tmp_path)
+    config["data"] |= {"train": "no/train", "valid": ["no/valid", "nor/valid"]}
+    config["retrieval"] |= {"items": "no/items", "query_id": query_id}
+    none = "no Parquet file there; give a file, a folder that holds *.parquet, or a glob"
+    assert said(config) == [
+        f"retrieval.items: no/items: {none}",
+        f"data.train: no/train: {none}",
+        "data.valid: paths that cannot be used:",
+        f"no/valid: {none}",
+        f"nor/valid: {none}",
+    ]
+
+
+def test_files_without_rows_are_told_with_their_key(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows", ROWS)
+    for path in (tmp_path / "rows").glob("*"):
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+    assert said(values(tmp_path / "rows", tmp_path)) == [f"data.train: no rows in {tmp_path}/rows: 2 Parquet files, all empty"]

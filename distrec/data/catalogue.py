@@ -24,6 +24,8 @@ from distrec.data.parquet import Dataset, open_dataset
 from distrec.data.window import Column, Window
 from distrec.errors import UserError
 
+ITEMS = "retrieval.items"  # the key of the catalogue's paths
+
 
 @dataclass(frozen=True)
 class JaggedRows:
@@ -117,7 +119,7 @@ class Catalogue:
 
     def _read(self, use: Use) -> pa.Array:
         """A column, when it is asked for: training needs none of them."""
-        dataset = open_dataset(self._retrieval.items, [use])
+        dataset = open_dataset(self._retrieval.items, [use], self._data.retries, ITEMS)
         parts = list(dataset.read(dataset.row_groups, self._data.verify_checksums))
         return pa.Table.from_batches(parts, dataset.schema).column(use.column).combine_chunks()
 
@@ -132,7 +134,7 @@ def open_catalogue(retrieval: Retrieval, data: Data, layout: Layout) -> Catalogu
     wanted = [Use(retrieval.item_id, "retrieval.item_id", is_key, "an integer or string type"), *uses(_plain(data), own, ())]
     if retrieval.train_count is not None:
         wanted.append(Use(retrieval.train_count, "retrieval.train_count", is_number, "a numeric type"))
-    return Catalogue(open_dataset(retrieval.items, wanted), retrieval, data, layout)
+    return Catalogue(open_dataset(retrieval.items, wanted, data.retries, ITEMS), retrieval, data, layout)
 
 
 def _plain(data: Data) -> Data:

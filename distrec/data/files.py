@@ -32,24 +32,35 @@ class Source:
         return isinstance(self.filesystem, PyFileSystem)
 
 
-def find_files(paths: Iterable[str], retries: int = RETRIES) -> list[Source]:
+def find_files(paths: Iterable[str], retries: int = RETRIES, key: str = "") -> list[Source]:
     """The Parquet files at `paths`, each a file, a folder (searched recursively) or a glob; sorted within each path.
 
-    `retries`: how often a failed read of a remote file is tried again (see `distrec.data.remote`).
-    Raises `UserError` for a path that holds none, a filesystem that cannot be reached, and a file that two paths name.
+    Args:
+        paths: of a config's key, say.
+        retries: how often a failed read of a remote file is tried again (see `distrec.data.remote`).
+        key: what names the paths, `data.train` say, for messages.
+
+    Raises:
+        UserError: paths that hold none, each of them, a filesystem that cannot be reached, a file that two paths name.
     """
+    named = f"{key}: " * bool(key)
     found: dict[str, str] = {}
-    sources = []
+    sources, faults = [], []
     for path in paths:
-        for source in _at(path, retries):
-            if source.path in found:
-                raise UserError(
-                    f"{source.path} is named twice, by {found[source.path]!r} and {path!r}; its rows would count twice"
-                )
-            found[source.path] = path
-            sources.append(source)
+        try:
+            for source in _at(path, retries):
+                if source.path in found:
+                    raise UserError(
+                        f"{source.path} is named twice, by {found[source.path]!r} and {path!r}; its rows would count twice"
+                    )
+                found[source.path] = path
+                sources.append(source)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError(named + (faults[0] if len(faults) == 1 else "\n  ".join(["paths that cannot be used:", *faults])))
     if not sources:
-        raise UserError("no data path is given; name at least one Parquet file, folder or glob")
+        raise UserError(f"{named}no data path is given; name at least one Parquet file, folder or glob")
     return sources
 
 

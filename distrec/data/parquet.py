@@ -155,20 +155,21 @@ class OpenFiles:
         return len(self._opened) > OPEN_FILES or held > FOOTER_BYTES
 
 
-def open_dataset(paths: Sequence[str], uses: Sequence[Use], retries: int = RETRIES) -> Dataset:
+def open_dataset(paths: Sequence[str], uses: Sequence[Use], retries: int = RETRIES, key: str = "") -> Dataset:
     """Read the footers of every file at `paths` and check their columns against `uses` (see `distrec.data.columns`).
 
-    `retries`: how often a failed read of a remote file is tried again.
+    `retries`: how often a failed read of a remote file is tried again. `key`: what names the paths, for messages.
 
     Raises `UserError` when nothing is found, a file is not Parquet, a column is missing or of a type that does not fit,
     files disagree on a type, or there is no row at all.
     """
-    sources = find_files(paths, retries)
+    sources = find_files(paths, retries, key)
     names = list(dict.fromkeys(use.column for use in uses))
     with ThreadPoolExecutor(min(FOOTER_THREADS, len(sources))) as pool:
         files = tuple(pool.map(lambda source: _footer(source, names, uses), sources))
     if not any(sum(file.rows) for file in files):
-        raise UserError(f"no rows in {', '.join(paths)}: {len(files)} Parquet files, all empty")
+        named = f"{key}: " * bool(key)
+        raise UserError(f"{named}no rows in {', '.join(paths)}: {len(files)} Parquet files, all empty")
     return Dataset(files, _unify(files, names))
 
 

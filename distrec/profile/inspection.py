@@ -58,7 +58,9 @@ def inspect_config(config: Config) -> Inspection:
         )
     named: dict[Split, tuple[str, ...]] = {split: getattr(config.data, split) for split in SPLITS}
     retries = config.data.retries
-    sources: dict[Split, list[Source]] = {split: find_files(paths, retries) for split, paths in named.items() if paths}
+    sources: dict[Split, list[Source]] = {
+        split: find_files(paths, retries, f"data.{split}") for split, paths in named.items() if paths
+    }
     unique = {source.path: source for found in sources.values() for source in found}
     survey = survey_files(list(unique.values()), "the config's data")
     place = {path: i for i, path in enumerate(unique)}

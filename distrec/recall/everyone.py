@@ -68,7 +68,7 @@ def _names(engine: Engine, split: str) -> Dataset:
         raise UserError(f"the run has no data.{split}; name the queries: distrec recall RUN --all {split} data.{split}=PATH")
     if use is None:
         raise UserError('--all needs the column that names a query: set retrieval.query_id = "raw_user_id", say')
-    return open_dataset(paths, [use], config.data.retries)
+    return open_dataset(paths, [use], config.data.retries, f"data.{split}")
 
 
 class _Part:

@@ -118,7 +118,7 @@ def _look_up(engine: Engine, use: Use, users: Sequence[str], split: str) -> dict
         return {}
     how = reading_of(config, engine.layout, engine.items, split)
     wanted = [use, *(items.use() for items in how.items), *uses(config.data, how.present, ())]
-    dataset = open_dataset(paths, wanted)
+    dataset = open_dataset(paths, wanted, config.data.retries, f"data.{split}")
     engine.numbering.require(dataset.numbering, f"data.{split} ({', '.join(paths)})")
     rows = find_rows(dataset, use.column, users)
     return {user: _question(f"{user} (data.{split})", row, config, how) for user, row in rows.items()}
