@@ -67,12 +67,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a manifest, oldest first."""
-        names = (path.parent.name for path in self.folder.glob(f"step-*/{MANIFEST}"))
-        return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name)))
+        return saved_steps(self.folder)
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
-        return self.folder / f"step-{step:09d}"
+        return path_of(self.folder, step)
 
     def save(self, state: dict[str, Any], manifest: Manifest, best: int | None = None) -> Path:
         """Write a checkpoint, then remove those that are no longer kept.
@@ -93,7 +92,7 @@ class Checkpoints:
 
     def amend(self, step: int, progress: dict) -> None:
         """Give the checkpoint of a step what the loop has learned since it was saved: how its evaluation went."""
-        from_first(lambda: _write_manifest(self.path(step), replace(_read_manifest(self.path(step)), progress=progress)))
+        from_first(lambda: _write_manifest(self.path(step), replace(manifest_of(self.path(step)), progress=progress)))
 
     def newest(self) -> Manifest | None:
         """The newest checkpoint whose files are all as its manifest says; damaged ones are passed over with a warning.
@@ -119,7 +118,7 @@ class Checkpoints:
         Raises:
             UserError: no manifest, of another format, or a file that is missing or damaged, by name.
         """
-        manifest = from_first(lambda: _read_manifest(self.path(step)))
+        manifest = from_first(lambda: manifest_of(self.path(step)))
         together(lambda: self._verify(self.path(step), manifest))
         return manifest
 
@@ -141,7 +140,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step that `mark_best` named last, if its checkpoint stands."""
-        return from_first(lambda: _read_best(self.folder, self.steps()))
+        return from_first(lambda: best_step(self.folder))
 
     def _checksums(self, target: Path) -> dict[str, tuple[int, int]]:
         """Each rank reads the files that it wrote; rank 0 the metadata too."""
@@ -190,6 +189,26 @@ class Checkpoints:
                 _remove(self.path(step))
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder that have a manifest, oldest first."""
+    names = (path.parent.name for path in folder.glob(f"step-*/{MANIFEST}"))
+    return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name)))
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where in the folder the checkpoint of a step is, or would be."""
+    return folder / f"step-{step:09d}"
+
+
+def best_step(folder: Path) -> int | None:
+    """The step that `Checkpoints.mark_best` named last, if its checkpoint stands."""
+    try:
+        step = json.loads((folder / BEST).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if step in saved_steps(folder) else None
+
+
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Where two configs part, each as `tables.user.dim (8, now 16)`."""
     before, after = dict(_flat(saved)), dict(_flat(now))
@@ -233,7 +252,12 @@ def _write_manifest(target: Path, manifest: Manifest) -> None:
     replace_signed(target / MANIFEST, asdict(manifest))
 
 
-def _read_manifest(target: Path) -> Manifest:
+def manifest_of(target: Path) -> Manifest:
+    """The manifest of the checkpoint in a folder; its files are not looked at.
+
+    Raises:
+        UserError: there is none, it is damaged, or of another format.
+    """
     path = target / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -246,14 +270,6 @@ def _read_manifest(target: Path) -> Manifest:
         raise UserError(f"{target} is not a checkpoint: it has no {MANIFEST}, which is written last") from None
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def _read_best(folder: Path, steps: list[int]) -> int | None:
-    try:
-        step = json.loads((folder / BEST).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return step if step in steps else None
 
 
 def _cause(error: BaseException) -> str:

@@ -89,12 +89,13 @@ def _fill(folder: Path, run: Path, engine: Engine, precision: Precision, program
 
 def identity(config: Config, manifest: Manifest) -> dict[str, Any]:
     """Which weights these are: the run, a hash of what in its config shapes them, the step, one of the checkpoint's files."""
-    return {
-        "run": config.name,
-        "config": _hash(structure(config)),
-        "step": manifest.step,
-        "checkpoint": _hash({name: list(value) for name, value in manifest.files.items()}),
-    }
+    files = {name: list(value) for name, value in manifest.files.items()}
+    return model_of(config) | {"step": manifest.step, "checkpoint": _hash(files)}
+
+
+def model_of(config: Config) -> dict[str, Any]:
+    """The part of `identity` that is the same at every step."""
+    return {"run": config.name, "config": _hash(structure(config))}
 
 
 def inputs_of(engine: Engine) -> dict[str, Any]:

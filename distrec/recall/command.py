@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
+from distrec.checkpoint import best_step, manifest_of, path_of, saved_steps
 from distrec.config.schema import Config
 from distrec.dist import Ranks, from_first, refuse, together
 from distrec.engine import Engine, open_reader
 from distrec.errors import UserError
-from distrec.export.write import FOLDER, identity, round_tables
+from distrec.export.write import FOLDER, identity, model_of, round_tables
 from distrec.json_out import to_json
 from distrec.log import logger
 from distrec.recall import queries as asking
 from distrec.recall import screen
 from distrec.recall.auto import Point
 from distrec.recall.everyone import recommend_all
-from distrec.recall.index import KIND, VectorIndex
+from distrec.recall.index import KIND, VectorIndex, differences
 from distrec.recall.make import make_index
 from distrec.recall.picture import draw
 from distrec.recall.queries import Question, ask_history, ask_users
@@ -27,6 +28,7 @@ from distrec.recall.report import halves, hold, measure_index
 from distrec.recall.search import recommend
 from distrec.recall.vectors import Export
 from distrec.retrieval.popular import by_popularity
+from distrec.run_folder import CHECKPOINTS, CONFIG, saved_config
 from distrec.seal import refuse_to_replace
 from distrec.trained import restored, scoring
 
@@ -41,17 +43,41 @@ def build_index(run: Path, factory: str, target: float, k: int | None, source: P
     """Index a run's export.
 
     Raises:
-        UserError: there is no export, or the factory string is none or does not fit it.
+        UserError: there is no export, it is of another run, or the factory string is none or does not fit it.
     """
     if not 0 < target <= 1:
         raise UserError(f"--recall {target}: the share of the exact best items to find, over 0 and up to 1")
     export = Export.open(source or run / FOLDER)
     if k is not None and not 0 < k <= export.items.rows:
         raise UserError(f"-k {k}, and the export has {export.items.rows:,} items: k is from 1 to that")
+    require_own(export, run)
     folder = out or run / INDEX
     refuse_to_replace(folder, KIND)
     index = make_index(export, factory, target, k or DEPTH, logger.info)
     screen.indexed(str(folder), index.facts, index.save(folder))
+
+
+def require_own(export: Export, run: Path) -> None:
+    """Compare an export with its run, as far as that is there, and warn when the run has a better checkpoint by now.
+
+    Raises:
+        UserError: it is the export of another run, or of other weights that this one had.
+    """
+    if not (run / CONFIG).exists():
+        return
+    config, folder, step = saved_config(run, []), run / CHECKPOINTS, export.model["step"]
+    steps, best = saved_steps(folder), best_step(folder)
+    now = identity(config, manifest_of(path_of(folder, step))) if step in steps else model_of(config)
+    if differing := differences(export.model, now):
+        raise UserError(
+            f"{export.folder} is not the export of the run in {run} ({differing}); name the run that it is of, or export this "
+            f"one: distrec export {run}"
+        )
+    if steps and step != (wanted := steps[-1] if best is None else best):
+        which = f"the {'newest' if best is None else 'best'} checkpoint of {run} is of step {wanted}"
+        gone = "" if step in steps else f", and none is kept of step {step}, so that recall will refuse the index"
+        again = f"to index that one, export it first: distrec export {run}"
+        logger.warning("warning: %s is of step %d; %s%s; %s", export.folder, step, which, gone, again)
 
 
 def recommend_items(
@@ -176,7 +202,15 @@ def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> t
     asking.retrieval_of(config)
     folder = index or run / INDEX
     found = together(lambda: VectorIndex.load(folder))
-    engine, manifest = restored(config, ranks, run, found.facts["model"]["step"])
+    together(lambda: found.require_model(model_of(config), folder))
+    step, steps = found.facts["model"]["step"], from_first(lambda: saved_steps(run / CHECKPOINTS))
+    if step not in steps:
+        kept, there = ", ".join(map(str, steps)) or "none", "" if index is None else f" --out {index}"
+        refuse(
+            f"the index in {folder} is of step {step}, whose checkpoint is gone (kept are: {kept}); export the run again and "
+            f"index that: distrec export {run} and distrec index {run}{there}"
+        )
+    engine, manifest = restored(config, ranks, run, step)
     together(lambda: found.require_model(identity(config, manifest), folder))
     assert engine.items is not None, "a retriever has items"
     catalogue = engine.items.catalogue

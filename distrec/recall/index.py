@@ -58,9 +58,8 @@ class VectorIndex:
 
     def require_model(self, model: Mapping[str, Any], folder: Path) -> None:
         """Raise a `UserError` when the index was built from another model's vectors, or other weights of it."""
-        own = self.facts["model"]
-        if differing := [f"{key} {own.get(key)}, now {value}" for key, value in model.items() if own.get(key) != value]:
-            raise UserError(f"the index in {folder} is of another model ({'; '.join(differing)}); {REMEDY}")
+        if differing := differences(self.facts["model"], model):
+            raise UserError(f"the index in {folder} is of another model ({differing}); {REMEDY}")
 
     def require_items(self, ids: pa.Array, folder: Path) -> None:
         """Raise a `UserError` when a catalogue's items are not those of the index, or stand in another order."""
@@ -110,6 +109,11 @@ class VectorIndex:
         found = cls(index, pq.read_table(folder / IDS).column("id").combine_chunks(), facts)
         found.tune(facts["parameters"])
         return found
+
+
+def differences(model: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Where what vectors are of differs from what a run says `now`, as `step 10, now 20; …`; empty where it does not."""
+    return "; ".join(f"{key} {model.get(key)}, now {value}" for key, value in now.items() if model.get(key) != value)
 
 
 def build(items: Vectors, factory: str, model: Mapping[str, Any], seed: int = 0) -> VectorIndex:

@@ -1,0 +1,102 @@
+"""`evaluate`, `export`, `index` and `recall` on runs that have gone on, are another's, may not be written, or were moved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from command import Command
+from single_rank import alone
+from small_retrieval import retrieval_values, write_retrieval
+
+from distrec.config.load import parse
+from distrec.export.write import export
+from distrec.recall.command import build_index
+from distrec.trainer import build
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data` and `run`, a small retriever with checkpoints of steps 3 and 6, exported and indexed."""
+    folder = tmp_path_factory.mktemp("trained")
+    values = retrieval_values(write_retrieval(folder / "data", rows=600), folder / "run", checkpoint={"every_steps": 3})
+    values["data"]["valid"] = str(folder / "data/valid")
+    values["retrieval"]["query_id"] = "user_id"
+    values["train"]["steps"] = STEPS
+    config = parse(values)
+    with alone() as ranks:
+        build(config, ranks, None).run()
+        export(config, ranks, folder / "run", None, None, "fp32", "none")
+    build_index(folder / "run", "Flat", 0.9, None, None, None)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may change."""
+    return Path(shutil.copytree(trained / "run", tmp_path / "run"))
+
+
+def go_on(run: Path, to: int, keep: int | None = None) -> None:
+    """As if the run had been trained on to step `to`, the best by then; of the older ones, `keep` is kept."""
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / f"step-{STEPS:09d}", checkpoints / f"step-{to:09d}")
+    for path in checkpoints.glob("step-*"):
+        if path.name not in (f"step-{to:09d}", f"step-{keep or 0:09d}"):
+            shutil.rmtree(path)
+    (checkpoints / "best.json").write_text(json.dumps({"step": to, "metrics": {}}))
+
+
+# -- an index of an older step, or of another run ----------------------------------------------------------------------
+
+
+def test_recall_says_that_the_index_is_older_than_all_checkpoints(distrec: Command, run: Path, tmp_path: Path) -> None:
+    assert distrec("recall", run, "--query", "7").code == 0
+    shutil.copytree(run / "index", tmp_path / "other")
+    go_on(run, 12)
+    for words, index, again in (
+        ([], run / "index", f"distrec export {run} and distrec index {run}\n"),
+        (["--index", tmp_path / "other"], tmp_path / "other", f"distrec index {run} --out {tmp_path / 'other'}\n"),
+    ):
+        ended = distrec("recall", run, "--query", "7", *words)
+        assert ended.code == 2
+        assert f"the index in {index} is of step 6, whose checkpoint is gone (kept are: 12); export the run again" in ended.err
+        assert ended.err.endswith(again)
+
+
+def test_index_warns_of_an_export_that_is_not_of_the_best_checkpoint(distrec: Command, run: Path) -> None:
+    assert distrec("index", run).err == ""
+    go_on(run, 12, keep=STEPS)
+    warned = distrec("index", run)
+    assert warned.code == 0
+    best = f"warning: {run / 'export'} is of step 6; the best checkpoint of {run} is of step 12"
+    assert warned.err == f"{best}; to index that one, export it first: distrec export {run}\n"
+    assert distrec("recall", run, "--query", "7").code == 0
+    shutil.rmtree(run / "checkpoints/step-000000006")
+    assert f"{best}, and none is kept of step 6, so that recall will refuse the index; to index" in distrec("index", run).err
+    (run / "checkpoints/best.json").unlink()
+    assert f"the newest checkpoint of {run} is of step 12" in distrec("index", run).err
+
+
+@pytest.mark.parametrize("how", ["name", "weights"])
+def test_an_export_of_another_run_is_not_indexed_as_this_ones(distrec: Command, run: Path, trained: Path, how: str) -> None:
+    if how == "name":
+        config = run / "config.json"
+        config.write_text(config.read_text().replace('"name": "small"', '"name": "other"'))
+    else:  # the same config, trained again
+        path = run / f"checkpoints/step-{STEPS:09d}"
+        shutil.rmtree(path)
+        shutil.copytree(run / "checkpoints/step-000000003", path)
+    before = (run / "index/manifest.json").read_text()
+    ended = distrec("index", run, "--export", trained / "run/export")
+    assert ended.code == 2
+    assert f"{trained / 'run/export'} is not the export of the run in {run} (" in ended.err
+    assert ("run small, now other" if how == "name" else "checkpoint ") in ended.err
+    assert f"name the run that it is of, or export this one: distrec export {run}" in ended.err
+    assert (run / "index/manifest.json").read_text() == before
+    (run / "config.json").unlink()  # an export without its run is taken as it is
+    assert distrec("index", run, "--export", trained / "run/export").code == 0
