@@ -49,7 +49,7 @@ def train(
 
     run = load(config, overrides or [])
     folder = Path(run.run_folder)
-    with ranks_of(run, folder) as ranks, run_folder.held(folder), run_folder.given_back_if_unused(folder):
+    with ranks_of(run, folder, training=True) as ranks, run_folder.held(folder), run_folder.given_back_if_unused(folder):
         from distrec.trainer import build
 
         trainer = build(run, ranks, resume, progress_for(ranks.first))
@@ -209,13 +209,16 @@ def plan(
 
 
 @contextmanager
-def ranks_of(config: Config, folder: Path) -> Iterator[Ranks]:
-    """Join the run's ranks, with logs in the run folder, and leave them at the end."""
+def ranks_of(config: Config, folder: Path, training: bool = False) -> Iterator[Ranks]:
+    """Join the run's ranks, with logs in the run folder, and leave them at the end.
+
+    A run that was trained may lie where nothing can be written: it can be used without logs.
+    """
     from distrec import dist, log
 
     log.quiet_dependencies()
     ranks = dist.start(config.train.device, config.train.timeout_s)
-    log.setup(ranks.rank, folder / "logs")
+    log.setup(ranks.rank, folder / "logs", required=training)
     yield ranks
     dist.stop()
 

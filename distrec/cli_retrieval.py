@@ -59,7 +59,7 @@ def index(
     from distrec.recall.command import build_index
 
     log.quiet_dependencies()
-    log.setup(0, run / "logs")
+    log.setup(0, run / "logs", required=False)
     build_index(run, factory, recall, k, export, out)
 
 
@@ -78,6 +78,7 @@ def recall(
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="measure the model and the index instead")] = False,
     index: IndexFolder = None,
+    export: Annotated[Path | None, typer.Option(help="with --report: what the index is of; default: RUN/export")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of what --report or --all writes; default: in RUN")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="a JSON object a query instead of a table")] = False,
 ) -> None:
@@ -96,7 +97,7 @@ def recall(
         from distrec.recall.command import recommend_items, recommend_to_all, write_report
 
         if report:
-            write_report(config, ranks, run, index, out, shlex.join(["distrec", *context.find_root().obj]))
+            write_report(config, ranks, run, index, export, out, shlex.join(["distrec", *context.find_root().obj]))
         elif everyone:
             recommend_to_all(config, ranks, run, index, everyone, k, out)
         else:

@@ -60,26 +60,36 @@ def quiet_dependencies() -> None:
     logging.getLogger().addFilter(_is_news)
 
 
-def setup(rank: int, folder: Path | None = None) -> None:
+def setup(rank: int, folder: Path | None = None, required: bool = True) -> None:
     """Send rank 0's messages to stdout, every rank's warnings to stderr, and all of them to `folder`/rank-N.log.
 
+    Args:
+        rank: of this process.
+        folder: of the files; None: there are none.
+        required: whether the files must be; else rank 0 warns where there can be none.
+
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, and the files must be.
     """
     logger.setLevel(logging.INFO)
     logger.propagate = False
     screen = _Screen(logging.INFO if rank == 0 else logging.WARNING)
     for handler in logger.handlers:
         handler.close()
-    logger.handlers = [screen] if folder is None else [screen, _file(rank, folder)]
+    logger.handlers = [screen]
+    try:
+        logger.handlers += [] if folder is None else [_file(rank, folder)]
+    except OSError as error:
+        said = f"cannot write logs to {folder}: {error.strerror}"
+        if required:
+            raise UserError(f"{said}; set `folder` to where you can") from None
+        if rank == 0:
+            logger.warning("warning: %s; messages are shown here alone", said)
 
 
 def _file(rank: int, folder: Path) -> logging.Handler:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = _File(folder / f"rank-{rank}.log", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write logs to {folder}: {error.strerror}; set `folder` to where you can") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _File(folder / f"rank-{rank}.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     return file
 

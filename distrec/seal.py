@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import socket
+import tempfile
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -179,6 +180,16 @@ def refuse_to_replace(folder: Path, kind: str) -> None:
         ours = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not ours:
         raise UserError(f"{folder} holds something that {kind!r} did not write; name another folder with --out")
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise a `UserError` where nothing can be written to a folder, or to where it would be made, before work is lost."""
+    place = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {error.strerror}; name another folder with --out") from None
 
 
 def seal(folder: Path, kind: str, facts: Mapping[str, Any], files: Mapping[str, tuple[int, int]]) -> None:

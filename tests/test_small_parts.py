@@ -329,6 +329,17 @@ def test_a_log_folder_that_cannot_be_made_is_named(logger: logging.Logger, tmp_p
         log.setup(0, tmp_path / "file" / "logs")
 
 
+@pytest.mark.parametrize(("rank", "said"), [(0, True), (3, False)])
+def test_logs_that_need_not_be_are_missed_once(
+    rank: int, said: bool, logger: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    log.setup(rank, tmp_path / "file" / "logs", required=False)
+    assert ("warning: cannot write logs to" in capsys.readouterr().err) == said
+    logger.warning("beware")
+    assert capsys.readouterr().err == "beware\n"
+
+
 def test_what_dependencies_say_as_a_rule_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     root = logging.getLogger()
     before = list(root.filters)

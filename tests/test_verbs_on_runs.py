@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command import Command
+from read_only import read_only
 from single_rank import alone
 from small_retrieval import retrieval_values, write_retrieval
 
@@ -100,3 +101,43 @@ def test_an_export_of_another_run_is_not_indexed_as_this_ones(distrec: Command, 
     assert (run / "index/manifest.json").read_text() == before
     (run / "config.json").unlink()  # an export without its run is taken as it is
     assert distrec("index", run, "--export", trained / "run/export").code == 0
+
+
+# -- a run where nothing can be written ------------------------------------------------------------------------------
+
+
+def test_a_run_that_may_only_be_read_is_used_without_a_log(distrec: Command, run: Path, tmp_path: Path) -> None:
+    warning = f"warning: cannot write logs to {run}/logs: Permission denied; messages are shown here alone\n"
+    with read_only(run):
+        for words in (["evaluate", run], ["recall", run, "--query", "7"]):
+            ended = distrec(*words)
+            assert (ended.code, ended.err.startswith(warning)) == (0, True)
+        for words, said in (
+            (["export", run], f"cannot write the export to {run}/export: Permission denied; name another folder with --out"),
+            (["index", run], f"cannot write to {run}: Permission denied; name another folder with --out"),
+            (["recall", run, "--report"], f"cannot write to {run}: Permission denied; name another folder with --out"),
+        ):
+            ended = distrec(*words)
+            assert (ended.code, ended.err) == (2, f"{warning}distrec: {said}\n")
+        export, index, report = (tmp_path / "out" / name for name in ("export", "index", "report"))
+        for words in (
+            ["export", run, "--program", "none", "--out", export],
+            ["index", run, "--export", export, "--out", index],
+            ["recall", run, "--index", index, "--query", "7"],
+            ["recall", run, "--index", index, "--export", export, "--report", "--out", report],
+        ):
+            ended = distrec(*words)
+            assert (ended.code, ended.err.startswith(warning)) == (0, True)
+    assert (report / "recall.png").exists()
+    assert next(export.glob("projector/**/metadata.tsv"))
+    shutil.rmtree(run / "export")
+    assert distrec("recall", run, "--index", index, "--export", export, "--report").code == 0
+
+
+def test_an_index_or_report_that_could_not_be_written_is_refused_at_once(
+    distrec: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("make_index", "restored"):
+        monkeypatch.setattr(f"distrec.recall.command.{name}", lambda *words: pytest.fail("worked in vain"))
+    with read_only(run):
+        assert [distrec(*words).code for words in (["index", run], ["recall", run, "--report"])] == [2, 2]

@@ -31,6 +31,7 @@ from distrec.trained import restored, scoring
 
 Programs = Literal["onnx", "torch", "none"]
 FOLDER, PAGE = "export", "items"  # of a run: what is exported, and TensorBoard's page of items
+OWN_PAGE = "projector"  # of an export elsewhere: the page of its items
 QUANTIZED_ROWS = 2**16  # rows of a table that are rounded at once
 
 
@@ -55,7 +56,7 @@ def export(
         config: of the run.
         ranks: they share the tables and the catalogue.
         run: its folder.
-        out: folder to write into; default: `export` in the run's.
+        out: folder to write into; default: `export` in the run's. Then TensorBoard's page of items is in the run's, too.
         step: which checkpoint; default: the best, else the newest.
         precision: of the tables that are written; the manifest's `model` has it as `tables`. With less than fp32, the
             manifest has the metrics of data.valid (else data.test) `before` and `after`.
@@ -69,11 +70,11 @@ def export(
     with filled_by_all(target, EXPORT, ranks) as (folder, facts):
         facts |= {"model": identity(config, manifest) | {"tables": precision}, "config_sha256": _config_hash(run)}
         facts |= {"numbering": engine.numbering.numbers}
-        facts |= _fill(folder, run, engine, precision, programs)
+        facts |= _fill(folder, run / PAGE if out is None else folder / OWN_PAGE, engine, precision, programs)
     return Exported(target, facts)
 
 
-def _fill(folder: Path, run: Path, engine: Engine, precision: Precision, programs: Programs) -> dict[str, Any]:
+def _fill(folder: Path, page: Path, engine: Engine, precision: Precision, programs: Programs) -> dict[str, Any]:
     """Write all files, and say what they are: tables before the engine's are rounded, vectors after that."""
     facts: dict[str, Any] = {"inputs": inputs_of(engine)}
     if programs != "none":
@@ -83,7 +84,7 @@ def _fill(folder: Path, run: Path, engine: Engine, precision: Precision, program
     if precision != "fp32":
         facts["rounding"] = measure_rounding(engine, score, precision)
     if engine.items is not None:
-        facts |= _write_vectors(folder, run, engine, score)
+        facts |= _write_vectors(folder, page, engine, score)
     return facts
 
 
@@ -181,7 +182,7 @@ def round_tables(engine: Engine, precision: Precision) -> None:
     shard.forget_cached_rows(engine.model)
 
 
-def _write_vectors(folder: Path, run: Path, engine: Engine, score: Run) -> dict[str, Any]:
+def _write_vectors(folder: Path, page: Path, engine: Engine, score: Run) -> dict[str, Any]:
     assert engine.items is not None
     catalogue, ranks, split = engine.items.catalogue, engine.ranks, _split(engine.config)
     together(lambda: catalogue.own_ids)
@@ -195,7 +196,7 @@ def _write_vectors(folder: Path, run: Path, engine: Engine, score: Run) -> dict[
     facts["items"] = _parts(items)
     facts["queries"] = {**_parts(queries), "split": split}
     parts = [folder / name for name in facts["items"]["parts"]]
-    from_first(lambda: write_page(run / PAGE, catalogue, parts, items["dim"]))
+    from_first(lambda: write_page(page, catalogue, parts, items["dim"]))
     return facts
 
 

@@ -29,7 +29,7 @@ from distrec.recall.search import recommend
 from distrec.recall.vectors import Export
 from distrec.retrieval.popular import by_popularity
 from distrec.run_folder import CHECKPOINTS, CONFIG, saved_config
-from distrec.seal import refuse_to_replace
+from distrec.seal import refuse_to_replace, refuse_unwritable
 from distrec.trained import restored, scoring
 
 INDEX, REPORT, EVERYONE = "index", "report", "recommended"  # folders of a run
@@ -53,6 +53,7 @@ def build_index(run: Path, factory: str, target: float, k: int | None, source: P
     require_own(export, run)
     folder = out or run / INDEX
     refuse_to_replace(folder, KIND)
+    refuse_unwritable(folder.resolve().parent)  # it is made beside what it replaces
     index = make_index(export, factory, target, k or DEPTH, logger.info)
     screen.indexed(str(folder), index.facts, index.save(folder))
 
@@ -127,23 +128,35 @@ def recommend_to_all(
         screen.recommended_to_all(str(written.folder), written.facts)
 
 
-def write_report(config: Config, ranks: Ranks, run: Path, index: Path | None, out: Path | None, command: str) -> None:
+def write_report(
+    config: Config, ranks: Ranks, run: Path, index: Path | None, source: Path | None, out: Path | None, command: str
+) -> None:
     """Measure the model by exact search and the index against it, and write `report.md`, `report.json` and `recall.png`.
 
     Every rank must call it; they share the exact search.
 
+    Args:
+        config: of the run.
+        ranks: that share the search.
+        run: its folder.
+        index: folder of the index; default: `index` in the run's.
+        source: folder of the export that was indexed; default: `export` in the run's.
+        out: folder to write into; default: `report` in the run's.
+        command: what was typed, for the report.
+
     Raises:
-        UserError: no rows to evaluate on, no index, or one of another model.
+        UserError: no rows to evaluate on, no index, or one of another model; nothing can be written.
     """
     retrieval, split = asking.retrieval_of(config), "test" if config.data.test else "valid"
     if not getattr(config.data, split):
         refuse(f"the report needs queries with targets: distrec recall {run} --report data.test=PATH")
+    from_first(lambda: refuse_unwritable(out or run / REPORT))
     found, engine = open_index(config, ranks, run, index)
     quality = engine.evaluate(open_reader(engine, split), scoring(engine))
     popular = _popular(engine, split)
 
     def write() -> Path:
-        export = Export.open(run / FOLDER)
+        export = Export.open(source or run / FOLDER)
         found.require_model(export.model, index or run / INDEX)
         held = hold(export, halves(export.queries.rows)[1], DEPTH)
         points = [Point(**point) for point in found.facts["points"]]
