@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distrec.config.load import dump, parse
+from distrec.config.paths import readable_from_here
 from distrec.config.schema import Config
 from distrec.errors import UserError
 from distrec.json_out import to_json
@@ -138,13 +139,13 @@ def _has_results(folder: Path) -> bool:
 
 
 def saved_config(folder: Path, overrides: list[str]) -> Config:
-    """The config that a run was trained with, with overrides on top."""
+    """The config that a run was trained with, its paths as `readable_from_here` gives them, with overrides on top."""
     path = folder / CONFIG
     if not path.exists():
         raise UserError(f"{folder} is no run folder: it has no {CONFIG}; name the folder that `distrec train` printed")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = readable_from_here(dict(json.loads(path.read_text(encoding="utf-8"))), folder)
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return parse(values, overrides, source=str(path))
 

@@ -156,7 +156,7 @@ def test_every_path_that_is_not_there_is_told_with_its_key(tmp_path: Path, query
     config = retriever(tmp_path)
     config["data"] |= {"train": "no/train", "valid": ["no/valid", "nor/valid"]}
     config["retrieval"] |= {"items": "no/items", "query_id": query_id}
-    none = "no Parquet file there; give a file, a folder that holds *.parquet, or a glob"
+    none = f"no Parquet file there, seen from {Path.cwd()}; give a file, a folder that holds *.parquet, or a glob"
     assert said(config) == [
         f"retrieval.items: no/items: {none}",
         f"data.train: no/train: {none}",

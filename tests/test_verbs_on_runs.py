@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from single_rank import alone
 from small_retrieval import retrieval_values, write_retrieval
 
 from distrec.config.load import parse
+from distrec.config.paths import readable_from_here
 from distrec.export.write import export
 from distrec.recall.command import build_index
 from distrec.trainer import build
@@ -141,3 +143,76 @@ def test_an_index_or_report_that_could_not_be_written_is_refused_at_once(
         monkeypatch.setattr(f"distrec.recall.command.{name}", lambda *words: pytest.fail("worked in vain"))
     with read_only(run):
         assert [distrec(*words).code for words in (["index", run], ["recall", run, "--report"])] == [2, 2]
+
+
+# -- a run that is used from another folder than it was trained in -----------------------------------------------------
+
+
+@pytest.fixture
+def at_work(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `data` and the run `runs/mine`, as if it had been trained from there; the process stands elsewhere."""
+    work = tmp_path / "work"
+    for name, place in (("data", "data"), ("run", "runs/mine")):
+        shutil.copytree(trained / name, work / place)
+    config = work / "runs/mine/config.json"
+    config.write_text(config.read_text().replace(f"{trained}/run", "runs/mine").replace(f"{trained}/", ""))
+    monkeypatch.chdir(tmp_path)
+    return work
+
+
+def test_a_run_is_used_from_anywhere_and_moves_with_its_data(
+    distrec: Command, at_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = (at_work / "runs/mine/config.json").read_bytes()
+    assert distrec("evaluate", at_work / "runs/mine").code == 0
+    assert distrec("recall", "work/runs/mine", "--query", "7").code == 0
+    (tmp_path / "link").symlink_to(at_work / "runs/mine")
+    assert distrec("evaluate", "link").code == 0
+    moved = at_work.rename(tmp_path / "moved")
+    monkeypatch.chdir(moved / "runs")
+    assert distrec("export", "mine", "--program", "none").code == 0
+    hashed = json.loads((moved / "runs/mine/export/manifest.json").read_text())["config_sha256"]
+    assert hashed == hashlib.sha256(saved).hexdigest()
+    assert (moved / "runs/mine/config.json").read_bytes() == saved
+
+
+def test_what_is_typed_is_meant_from_here(distrec: Command, at_work: Path, tmp_path: Path) -> None:
+    shutil.copytree(at_work / "data/valid", tmp_path / "rows")
+    (tmp_path / "rows/part-1.parquet").unlink()
+    assert "data.valid, 30 rows" in distrec("evaluate", at_work / "runs/mine", "data.valid=rows").out
+    ended = distrec("evaluate", at_work / "runs/mine", "data.valid=data/valid")
+    assert ended.code == 2
+    assert f"data.valid: data/valid: no Parquet file there, seen from {tmp_path}; give" in ended.err
+
+
+def test_a_run_that_lies_elsewhere_than_it_was_trained_says_where_it_looks(
+    distrec: Command, at_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.move(at_work / "runs/mine", tmp_path / "alone")
+    ended = distrec("evaluate", "alone")
+    assert ended.code == 2
+    assert f"retrieval.items: data/items: no Parquet file there, seen from {tmp_path}; give" in ended.err
+    monkeypatch.chdir(at_work)
+    assert distrec("evaluate", tmp_path / "alone").code == 0
+
+
+def test_paths_are_all_from_here_or_as_far_as_they_are_there_from_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("job/data/train", "job/data/valid", "here/data/train", "job/plan.json"):
+        (tmp_path / place).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    data = {"train": ["data/tr*"], "valid": ["data/valid"], "test": ["s3://bucket/test", "/abs/test", "data/gone"]}
+    values = {"name": "x", "folder": "./runs/x/", "data": data, "embedding": {"plan": "plan.json"}}
+    found = readable_from_here(values, tmp_path / "job/runs/x")
+    assert found["data"] == {
+        "train": [f"{tmp_path}/job/data/tr*"],
+        "valid": [f"{tmp_path}/job/data/valid"],
+        "test": ["s3://bucket/test", "/abs/test", "data/gone"],
+    }
+    assert found["embedding"] == {"plan": f"{tmp_path}/job/plan.json"}
+    assert readable_from_here(values, tmp_path / "job/runs/y") == values
+    absolute = values | {"folder": "/runs/x"}
+    assert readable_from_here(absolute, tmp_path / "job/runs/x") == absolute
+    here = {"name": "x", "folder": None, "data": {"train": ["data/train"], "valid": []}, "retrieval": None}
+    assert readable_from_here(here, tmp_path / "job/runs/x") == here

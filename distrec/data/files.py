@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -67,7 +67,8 @@ def find_files(paths: Iterable[str], retries: int = RETRIES, key: str = "") -> l
 def _at(path: str, retries: int) -> list[Source]:
     fs, names = _list(path)
     if not names:
-        raise UserError(f"{path}: no Parquet file there; give a file, a folder that holds *.parquet, or a glob")
+        seen = "" if "://" in path or Path(path).is_absolute() else f", seen from {Path.cwd()}"
+        raise UserError(f"{path}: no Parquet file there{seen}; give a file, a folder that holds *.parquet, or a glob")
     if isinstance(fs, FsspecLocal):
         return [Source(name, LocalFileSystem()) for name in names]
     remote = PyFileSystem(RetryingHandler(fs, retries))
