@@ -17,8 +17,8 @@ from served_run import ranking, table, valid_rows
 
 @pytest.fixture
 def run(served: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
-    """A copy that has an index."""
-    shutil.copytree(served[0] / "run", tmp_path / "run")
+    """A copy that has an index, and not what other tests have made there."""
+    shutil.copytree(served[0] / "run", tmp_path / "run", ignore=shutil.ignore_patterns("index"))
     shutil.copytree(served[0] / "index", tmp_path / "run/index")
     return tmp_path / "run"
 

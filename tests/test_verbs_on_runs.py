@@ -115,7 +115,7 @@ def test_a_run_that_may_only_be_read_is_used_without_a_log(distrec: Command, run
             ended = distrec(*words)
             assert (ended.code, ended.err.startswith(warning)) == (0, True)
         for words, said in (
-            (["export", run], f"cannot write the export to {run}/export: Permission denied; name another folder with --out"),
+            (["export", run], f"cannot write {run}/export: Permission denied; name another folder with --out"),
             (["index", run], f"cannot write to {run}: Permission denied; name another folder with --out"),
             (["recall", run, "--report"], f"cannot write to {run}: Permission denied; name another folder with --out"),
         ):
