@@ -53,6 +53,7 @@ class Manifest:
     data: str  # fingerprints of the reader and of a retriever's catalogue
     position: dict  # Position.to_json
     progress: dict  # what the loop remembers: best metric, evaluations without a better one
+    earlier: int = 0  # steps of the runs that this one started from
     numbering: dict[str, str] = field(default_factory=dict)  # distrec.data.numbering of what was read
     files: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> bytes, crc32
     format: int = FORMAT

@@ -168,6 +168,7 @@ class Optimizers:
         `count_kernels` sets how many steps the fused kernels take themselves to have done (`distrec.embeddings.shard.Counts`).
         """
         self.steps = 0
+        self.earlier = 0  # steps of runs before this one, which Adam has moments of; the schedule begins anew
         self.skip = False
         self._config, self._clip_norm = config, clip_norm
         self._sparse = {name: tables[name].optimizer or config.sparse for name in names.values()}
@@ -188,8 +189,8 @@ class Optimizers:
         """Clear gradients, and set the learning rates and the step number for the coming update."""
         factor = schedule_factor(self._config.schedule, self.steps)
         for optimizer in self._replicated.values():
-            optimizer.param_groups[0]["step"] = self.steps
-        self._count_kernels(self.steps)
+            optimizer.param_groups[0]["step"] = self.earlier + self.steps
+        self._count_kernels(self.earlier + self.steps)
         for group, rate in self._rates:
             group["lr"] = rate * factor
         self._fused.zero_grad()

@@ -42,6 +42,19 @@ def restored(config: Config, ranks: Ranks, folder: Path, step: int | None) -> tu
         UserError: there is no such checkpoint, or it is of another model.
     """
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint.keep, ranks)
+    manifest = chosen(checkpoints, config, folder, step)
+    engine = Engine.build(_without_copies(config), ranks)
+    require_same_numbering(engine, manifest, folder)
+    engine.load(checkpoints, manifest.step, to_train=False)
+    return engine, manifest
+
+
+def chosen(checkpoints: Checkpoints, config: Config, folder: Path, step: int | None = None) -> Manifest:
+    """Of a run's checkpoints the one asked for, else the best, else the newest. Every rank must call it.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is of another model.
+    """
     if step is not None and step not in (steps := from_first(checkpoints.steps)):
         refuse(f"{folder} has no checkpoint of step {step}; it has: {', '.join(map(str, steps)) or 'none'}")
     wanted = step if step is not None else checkpoints.best()
@@ -49,10 +62,7 @@ def restored(config: Config, ranks: Ranks, folder: Path, step: int | None) -> tu
     if manifest is None:
         refuse(f"{folder} has no checkpoint yet")
     require_same_model(manifest, config, folder)
-    engine = Engine.build(_without_copies(config), ranks)
-    require_same_numbering(engine, manifest, folder)
-    engine.load(checkpoints, manifest.step, to_train=False)
-    return engine, manifest
+    return manifest
 
 
 def _without_copies(config: Config) -> Config:
@@ -78,7 +88,7 @@ def require_same_model(manifest: Manifest, config: Config, folder: Path) -> None
         named = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
         refuse(
             f"the checkpoint of step {manifest.step} in {folder} was trained with another config; what differs: {named}. "
-            "Set that back, or set another `folder`"
+            "Set that back, or train anew (another `folder`, no `train.start_from`)"
         )
 
 

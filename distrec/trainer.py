@@ -34,7 +34,7 @@ from distrec.running_statistics import RunningStatistics
 from distrec.signals import StopRequest
 from distrec.task import Outputs
 from distrec.tracing import trace_of
-from distrec.trained import require_same_model, require_same_numbering
+from distrec.trained import chosen, require_same_model, require_same_numbering
 
 
 @dataclass
@@ -63,8 +63,9 @@ def build(config: Config, ranks: Ranks, resume: str | None, progress: Progress |
         engine = Engine.build(config, ranks)
         readers = {name: open_reader(engine, name) for name in ("train", "valid", "test") if getattr(config.data, name)}
         trainer = Trainer(engine, readers, folder, Record(engine, folder, progress or Progress(), clock))
+        if resume is None or not trainer.restore():
+            trainer.begin()
         if resume is not None:
-            trainer.restore()
             from_first(lambda: run_folder.write_config(folder, config))
         trainer.record.open(engine.optimizers.steps)
     return trainer
@@ -272,6 +273,7 @@ class Trainer:
                 data="-".join(self._reads()),
                 position=self.position.to_json(),
                 progress=dict(vars(self.memory)),
+                earlier=self.optimizers.earlier,
                 numbering=self.engine.numbering.numbers,
             )
             path = self.checkpoints.save(self.engine.state(), manifest, self.memory.best_step)
@@ -279,15 +281,32 @@ class Trainer:
         if self.ranks.first:
             logger.info("step %d: saved %s", manifest.step, path)
 
-    def restore(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one.
+    def begin(self) -> None:
+        """At the first step: with new weights, or with all that another run has learned (`train.start_from`).
+
+        Raises:
+            UserError: that run has no checkpoint, or it is of another model or of ids that are numbered otherwise.
+        """
+        if self.config.train.start_from is None:
+            return
+        folder = Path(self.config.train.start_from)
+        checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, self.config.checkpoint.keep, self.ranks)
+        manifest = chosen(checkpoints, self.config, folder)
+        require_same_numbering(self.engine, manifest, folder)
+        self.engine.load(checkpoints, manifest.step, to_train=False)
+        self.optimizers.steps, self.optimizers.earlier = 0, manifest.earlier + manifest.step
+        if self.ranks.first:
+            logger.info("starting from %s, step %d", folder, manifest.step)
+
+    def restore(self) -> bool:
+        """Go on from the newest whole checkpoint; returns whether there is one.
 
         Raises:
             UserError: it is of another model or of other data, or all are damaged.
         """
         manifest = self.checkpoints.newest()
         if manifest is None:
-            return
+            return False
         require_same_model(manifest, self.config, self.folder)
         require_same_numbering(self.engine, manifest, self.folder)
         self._require_same_data(manifest)
@@ -296,9 +315,10 @@ class Trainer:
         self.record.clock.add(self.memory.seconds)
         self.record.quality |= {tag: math.nan if value is None else value for tag, value in self.memory.metrics.items()}
         self.checkpoints.mark_best(self.memory.best_step, self.memory.best_metrics)  # not one of a future that is undone
-        self._saved = manifest.step
+        self._saved, self.optimizers.earlier = manifest.step, manifest.earlier
         if self.ranks.first:
             logger.info("resuming after step %d, epoch %d", manifest.step, self.position.epoch + 1)
+        return True
 
     def _reads(self) -> list[str]:
         """Short hashes of the log, and of a retriever's catalogue."""

@@ -242,6 +242,11 @@ class Train(Section):
     epochs: PositiveInt | None = Field(default=None, description="passes over data.train; default 1 when steps is not given")
     steps: PositiveInt | None = Field(default=None, description="stop after this many steps, whatever the epoch")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the initial weights and the order of rows")
+    start_from: str | None = Field(
+        default=None,
+        description="folder of another run of the same model and tables: begin with the weights and the optimizer state of its "
+        "best checkpoint, else its newest; to go on with new data, say",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda when there is one")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast type of the dense part; bf16 on GPU only")
     clip_norm: PositiveFloat | None = Field(
