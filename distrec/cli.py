@@ -82,13 +82,22 @@ def init(
     time: Annotated[str | None, typer.Option(help="the column that says when; default: by its name and type")] = None,
 ) -> None:
     """Draft a commented config for your own data. For example: distrec init data/mine > my.toml"""
+    from distrec.errors import UserError
     from distrec.profile.draft import draft
+    from distrec.profile.retriever import description_of, draft_retriever
+    from distrec.profile.retriever_toml import retriever_toml
     from distrec.profile.toml_out import notes, to_toml
 
-    drafted = draft(paths, label, time)
-    typer.echo(to_toml(drafted), nl=False)
-    for note in notes(drafted):
-        typer.echo(note, err=True)
+    told = description_of(paths)
+    if told is None:
+        drafted = draft(paths, label, time)
+        typer.echo(to_toml(drafted), nl=False)
+        for note in notes(drafted):
+            typer.echo(note, err=True)
+    elif label or time:
+        raise UserError(f"--label and --time are for rankers, and {paths[0]} holds a retriever's data; leave them away")
+    else:
+        typer.echo(retriever_toml(draft_retriever(paths[0], told)), nl=False)
 
 
 @app.command()

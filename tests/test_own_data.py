@@ -59,24 +59,29 @@ def test_a_log_becomes_recommendations(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     write_shop(tmp_path)
-    Path("my.toml").write_text(block("toml", "my-retriever"))
     small = ["data.batch_size=64", "train.steps=5", "train.device=cpu"]
     customer, seen = last_to_click(tmp_path)
     left = str(ITEMS - len(seen))
     with command_line(capsys) as distrec:
+        prepared = distrec(*shlex.split(block("bash", "prepare interactions clicks/").replace("\\\n", ""))[1:])
+        assert prepared.code == 0, prepared.err
+        drafted = distrec(*shlex.split(block("bash", "init data/mine/retrieval").partition(">")[0])[1:])
+        assert drafted.code == 0, drafted.err
+        Path("my.toml").write_text(drafted.out)
         for words in (
-            shlex.split(block("bash", "prepare interactions clicks/").replace("\\\n", ""))[1:],
             ["check", "my.toml", *small],
             ["train", "my.toml", *small],
-            ["export", "runs/my-retriever", "--program", "none"],
-            ["index", "runs/my-retriever"],
+            ["export", "runs/mine-retriever", "--program", "none"],
+            ["index", "runs/mine-retriever"],
         ):
             ended = distrec(*words)
             assert ended.code == 0, ended.err
-        told = json.loads(distrec("recall", "runs/my-retriever", "--history", "sku-3,sku-4", "-k", "48", "--json").out)
-        asked = json.loads(distrec("recall", "runs/my-retriever", "--query", customer, "-k", left, "--json").out)
-        by_number = distrec("recall", "runs/my-retriever", "retrieval.query_id=user_id", "--query", customer)
-        unknown = distrec("recall", "runs/my-retriever", "--query", "customer-999")
+        told = json.loads(distrec("recall", "runs/mine-retriever", "--history", "sku-3,sku-4", "-k", "48", "--json").out)
+        asked = json.loads(distrec("recall", "runs/mine-retriever", "--query", customer, "-k", left, "--json").out)
+        by_number = distrec("recall", "runs/mine-retriever", "retrieval.query_id=user_id", "--query", customer)
+        unknown = distrec("recall", "runs/mine-retriever", "--query", "customer-999")
+    for section in block("toml", "[retrieval]\nitems").split("\n\n"):
+        assert section in drafted.out
     assert {item["item"] for item in asked["items"]} == {f"sku-{n}" for n in range(ITEMS)} - seen
     assert (by_number.code, unknown.code) == (2, 2)
     said = f"no query {customer!r} in column 'user_id' of data.test and data.valid; column 'raw_user_id' has it: add "

@@ -98,7 +98,7 @@ def test_the_label_is_found(tmp_path: Path, columns: dict, label: str) -> None:
             {"x": DRAW.random(ROWS), "a": LABEL, "b": LABEL},
             None,
             "no column looks like a label; name it with --label COLUMN; there is: x, a, b "
-            "(the data of a retriever has none; docs/own-data.md has a config for it)",
+            "(a retriever's data has none: name the folder, with its dataset.json, that `distrec prepare` wrote)",
         ),
         ({"liked": LABEL}, "likes", "no column 'likes' to be the label; did you mean 'liked'?"),
         ({"label": ["yes", "no"] * (ROWS // 2)}, None, "label 'label' cannot be predicted: it is string: write it as 0"),

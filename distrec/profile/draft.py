@@ -81,7 +81,9 @@ def draft(paths: Sequence[str], label: str | None = None, time: str | None = Non
     dim = dim_for(tables)
     dense = tuple(draft_dense(look.columns[role.column], role.reason) for role in roles.features("dense"))
     model, params, reason = _model(tables, roles, len(dense), dim)
-    return Draft(_name(paths), tuple(paths), look, tuple(tables), dim, dense, _batch_size(look), model, params, reason)
+    return Draft(
+        name_of(paths[0]), tuple(paths), look, tuple(tables), dim, dense, batch_size(look.sample.total), model, params, reason
+    )
 
 
 def _require_ids(roles: Roles) -> None:
@@ -94,15 +96,16 @@ def _require_ids(roles: Roles) -> None:
         )
 
 
-def _name(paths: Sequence[str]) -> str:
-    stem = PurePosixPath(re.split(r"[*?\[]", paths[0])[0].rstrip("/") or "data").name.removesuffix(".parquet")
+def name_of(path: str) -> str:
+    """A run's name, from the path of its data."""
+    stem = PurePosixPath(re.split(r"[*?\[]", path)[0].rstrip("/") or "data").name.removesuffix(".parquet")
     return re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-") or "my-data"
 
 
-def _batch_size(look: Look) -> int:
+def batch_size(rows: int) -> int:
     """A power of two that gives an epoch some 200 steps, and never more rows than there are."""
-    wanted = max(look.sample.total // BATCHES, 1)
-    return min(max(1 << (wanted.bit_length() - 1), SMALLEST_BATCH), LARGEST_BATCH, look.sample.total)
+    wanted = max(rows // BATCHES, 1)
+    return min(max(1 << (wanted.bit_length() - 1), SMALLEST_BATCH), LARGEST_BATCH, rows)
 
 
 def _model(tables: Sequence[TableDraft], roles: Roles, dense: int, dim: int) -> tuple[str, dict[str, Any], str]:

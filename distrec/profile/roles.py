@@ -79,7 +79,7 @@ def find_label(columns: Mapping[str, Column], named: str | None = None) -> str:
         listed = ", ".join(list(columns)[:20])
         raise UserError(
             f"no column looks like a label; name it with --label COLUMN; there is: {listed} "
-            "(the data of a retriever has none; docs/own-data.md has a config for it)"
+            "(a retriever's data has none: name the folder, with its dataset.json, that `distrec prepare` wrote)"
         )
     _require_label(columns[found])
     return found
@@ -203,16 +203,17 @@ def _key(column: Column) -> tuple[Purpose, str]:
         return ("history", "by its name") if words.is_past(column.name) else ("ids", "")
     if column.kind == "text":
         return _row_key(column) or ("id", "")
-    if words.is_quantity(column.name) and column.distinct.seen > FEW_CODES:
-        return "dense", "by its name a quantity"
-    if (
-        column.bounds is not None
-        and -(2**31) < column.bounds[0] < 0
-        and column.bounds[1] < 2**31
-        and not words.is_id(column.name)
-    ):
-        return "dense", "some are negative"
+    if reason := quantity(column):
+        return "dense", reason
     return _row_key(column) or ("id", "")
+
+
+def quantity(column: Column) -> str:
+    """Why a column of integers is a quantity and no id; empty where nothing says so."""
+    if words.is_quantity(column.name) and column.distinct.seen > FEW_CODES:
+        return "by its name a quantity"
+    small = column.bounds is not None and -(2**31) < column.bounds[0] < 0 and column.bounds[1] < 2**31
+    return "some are negative" if small and not words.is_id(column.name) else ""
 
 
 def _row_key(column: Column) -> tuple[Purpose, str] | None:

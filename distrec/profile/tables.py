@@ -58,6 +58,11 @@ def unique_names(columns: Iterable[str], reserved: Sequence[str] = ()) -> dict[s
     return names
 
 
+def hashed_rows(count: int) -> int:
+    """Rows of a table for so many ids that are hashed: two an id or more, a power of two."""
+    return min(max(1 << max(2 * count - 1, 1).bit_length(), FEWEST_ROWS), MOST_ROWS)
+
+
 def dim_for(tables: Sequence[TableDraft]) -> int:
     """The fourth root of the largest table's rows, up to the next multiple of 8, from 8 to 64."""
     largest = max((table.rows for table in tables), default=1)
@@ -87,8 +92,7 @@ def _draft(name: str, columns: Sequence[Column]) -> TableDraft:
     high = _largest(columns)
     if high is not None and high < max(ALWAYS_DENSE, SPARE * count):
         return TableDraft(name, names, "index", high + 1, f"{about}{count:,} ids up to {high:,}{shared}")
-    rows = min(max(_power_of_two(2 * count), FEWEST_ROWS), MOST_ROWS)
-    return TableDraft(name, names, "hash", rows, f"{about}{count:,} {_why_hashed(columns)}{shared}")
+    return TableDraft(name, names, "hash", hashed_rows(count), f"{about}{count:,} {_why_hashed(columns)}{shared}")
 
 
 def _largest(columns: Sequence[Column]) -> int | None:
@@ -107,7 +111,3 @@ def _why_hashed(columns: Sequence[Column]) -> str:
     if not all(column.bounds_exact for column in columns):
         return "ids without known bounds"
     return "ids, sparse"
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(count - 1, 1).bit_length()

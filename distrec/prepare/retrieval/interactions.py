@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +107,8 @@ def interactions(
     for warning in (*clock.warnings(), *sequence.tally.warnings(), *lost):
         logger.warning("warning: %s", warning)
     dropped = sequence.tally.dropped(log.no_interaction, columns.label, unknown, counts["train"])
-    return Prepared(folder, counts, (clock.note(**begins), *dropped))
+    following = f"next: distrec init {shlex.quote(str(folder))} > my.toml drafts a config that trains on it"
+    return Prepared(folder, counts, (clock.note(**begins), *dropped, following))
 
 
 class _Sequence:
