@@ -75,9 +75,11 @@ def test_moments_are_told_without_a_guess(tmp_path: Path, times: pa.Array) -> No
     assert (told["time_unit"], told["time_from"], told["time_to_utc"]) == ("us", MAY * 10**6, "2024-05-01T00:00:09Z")
 
 
-def test_integers_that_are_no_dates_stay_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prepared = prepare(write(tmp_path / "log.parquet", list(range(-3, 7))))
-    assert prepared.notes[0] == "times: -3 to 6 (integers, read as no dates)"
+@pytest.mark.parametrize("step", [1, 10**8])
+def test_integers_that_are_no_dates_stay_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture, step: int) -> None:
+    """Of the large ones, three might be seconds of 1992 to 1998; but what would the others be?"""
+    prepared = prepare(write(tmp_path / "log.parquet", list(range(0, 10 * step, step))))
+    assert prepared.notes[0] == f"times: 0 to {9 * step} (integers, read as no dates)"
     told = description(prepared)
     assert told["time_unit"] is None
     assert not {name for name in told if name.endswith("_utc")}
