@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch.distributed as dist
 
 from distrec.dist import Ranks, from_first, together
 from distrec.errors import UserError
-from distrec.seal import beside, checksum, refuse_to_replace, seal, swap_in
+from distrec.seal import checksum, refuse_to_replace, replacing, seal
 
 
 @contextmanager
@@ -20,20 +19,21 @@ def filled_by_all(target: Path, kind: str, ranks: Ranks) -> Iterator[tuple[Path,
     """Yield an empty folder beside `target` and a dict for what its manifest says; every rank must enter.
 
     When the block ends well, the folder is sealed as of a `kind`, with the checksums of all that lies in it, and takes the
-    target's name; else it is removed. Of two that fill at once the last one stays.
+    target's name; else it is removed, where a process was killed by whoever fills the target next. Of two that fill at once
+    the last one stays.
 
     Raises:
         UserError: the target holds something else, or cannot be written.
     """
-    folder, facts = from_first(lambda: _begin(target, kind)), dict[str, Any]()
-    try:
-        yield folder, facts
-        files = _checksums(folder, ranks)
-        from_first(lambda: _finish(folder, target, kind, facts, files))
-    except OSError as error:  # a full disk, say, on this rank
-        raise _cannot_write(target, error) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    facts = dict[str, Any]()
+    with ExitStack() as stack:
+        folder = from_first(lambda: _begin(target, kind, stack))
+        try:
+            yield folder, facts
+            files = _checksums(folder, ranks)
+            from_first(lambda: _finish(folder, target, kind, facts, files, stack))
+        except OSError as error:  # a full disk, say, on this rank
+            raise _cannot_write(target, error) from None
 
 
 def of_all_ranks(own: Any) -> list[Any]:
@@ -43,14 +43,12 @@ def of_all_ranks(own: Any) -> list[Any]:
     return found
 
 
-def _begin(target: Path, kind: str) -> Path:
+def _begin(target: Path, kind: str, stack: ExitStack) -> Path:
     refuse_to_replace(target, kind)
-    folder = beside(target.resolve())  # where a link leads; and "." has no name
     try:
-        folder.mkdir(parents=True)
+        return stack.enter_context(replacing(target.resolve()))  # where a link leads; and "." has no name
     except OSError as error:
         raise _cannot_write(target, error) from None
-    return folder
 
 
 def _checksums(folder: Path, ranks: Ranks) -> dict[str, tuple[int, int]]:
@@ -61,9 +59,14 @@ def _checksums(folder: Path, ranks: Ranks) -> dict[str, tuple[int, int]]:
     return {name: value for part in of_all_ranks(own) for name, value in part.items()}
 
 
-def _finish(folder: Path, target: Path, kind: str, facts: dict[str, Any], files: dict[str, tuple[int, int]]) -> None:
+def _finish(
+    folder: Path, target: Path, kind: str, facts: dict[str, Any], files: dict[str, tuple[int, int]], stack: ExitStack
+) -> None:
     seal(folder, kind, facts, files)
-    swap_in(folder, target.resolve())
+    try:
+        stack.close()
+    except OSError as error:
+        raise _cannot_write(target, error) from None
 
 
 def _cannot_write(target: Path, error: OSError) -> UserError:
