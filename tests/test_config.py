@@ -72,9 +72,10 @@ def test_a_config_is_frozen() -> None:
         ("tables.user.dim=6", "tables.user.dim: dim must be a multiple of 4 (FBGEMM's kernels need it); the next one is 8"),
         ("tables.user.rows=0", "tables.user.rows: Input should be greater than 0 (it is 0)"),
         ("data.batch_size=many", "data.batch_size: Input should be a valid integer"),
-        ("data.train=", "data.train: Tuple should have at least 1 item"),
+        ("data.train=", "data.train: this key is required"),
+        ("data.train=[]", "data.train: Tuple should have at least 1 item"),
         ('data.valid=["a",""]', "data.valid.1: String should have at least 1 character (it is '')"),
-        ("data.test=0", "data.test: Input should be a valid tuple (it is 0)"),
+        ("data.test=0", "data.test: Input should be a list, in square brackets (it is 0)"),
         ("train.clip_norm=inf", "train.clip_norm: Input should be a finite number (it is inf)"),
         ('features.dense=[{"name"="x",null=nan}]', "features.dense.0.null.float: Input should be a finite number (it is nan)"),
         ('features.dense=[{"name"="x",shift=-inf}]', "features.dense.0.shift: Input should be a finite number (it is -inf)"),
@@ -96,8 +97,22 @@ def test_a_value_that_cannot_be_is_refused_by_name(override: str, words: str) ->
     assert words in refusal(override)
 
 
-def test_an_empty_text_is_no_path() -> None:
-    assert parse(small(), ["data.valid="]).data.valid == ()
+def test_a_key_without_a_value_is_as_if_it_stood_nowhere() -> None:
+    values = small(data={"train": "rows", "valid": "v", "group": "u"}, folder="elsewhere")
+    config = parse(values, ["data.valid=", "data.group= ", "folder=", "features.sequence=", "tables.item=", "train.steps="])
+    assert (config.data.valid, config.data.group, config.folder, config.features.sequence) == ((), None, None, ())
+    assert [*config.tables] == ["user"]
+    assert config.data.train == ("rows",)
+    assert parse(values | {"folder": None}, ["folder="]).folder is None
+
+
+def test_what_is_wrong_on_the_command_line_is_not_said_of_the_file() -> None:
+    blamed = "what the command line sets is not valid:\n  trian: no such key; did you mean 'train'?"
+    with pytest.raises(UserError) as caught:
+        parse(small(), ["trian.epochs=3"], source="runs/x/config.json")
+    assert str(caught.value) == blamed
+    with pytest.raises(UserError, match=r"runs/x/config\.json is not valid:"):
+        parse(small(trian=3), ["train.epochs=3"], source="runs/x/config.json")
 
 
 def test_a_missing_key_is_named() -> None:
@@ -169,8 +184,6 @@ def test_the_parameters_of_a_model_are_checked_in_the_same_words() -> None:
         ("data.train=other/rows", ("data", "train"), ("other/rows",)),
         ('data.train=["a", "b"]', ("data", "train"), ("a", "b")),
         ("data.train=s3://b/x=1/part", ("data", "train"), ("s3://b/x=1/part",)),
-        ("folder=", ("folder",), ""),
-        ("features.sparse.0.pooling=mean", ("features", "sparse", 0, "pooling"), "mean"),
         ("features.sequence.0.max_length=9", ("features", "sequence", 0, "max_length"), 9),
         ("optimizer.dense.betas=[0.8, 0.9]", ("optimizer", "dense", "betas"), (0.8, 0.9)),
         ("model.params.top_mlp=[4]", ("model", "params", "top_mlp"), [4]),

@@ -235,7 +235,7 @@ def test_a_vector_of_zeros_stays_one_and_its_gradient_is_finite(case: str) -> No
     ("name", "spec", "said"),
     [
         ("two_tower", RICH, "the query's vector has 13 dims and the item's 10: set model.params.dim"),
-        ("youtube_dnn", RICH, "retrieval.item_features is one sparse feature, and here it is item, words and 1 numbers"),
+        ("youtube_dnn", RICH, "retrieval.item_features is one sparse feature, and here it is item, words and 1 number;"),
         ("simplex", RetrieverSpec(RICH.query, PLAIN.item), "There are: user, age, history and 2 numbers"),
         ("simplex", RetrieverSpec(InputSpec(0, {"a": 4, "b": 4}, {}, 0), PLAIN.item), "There are: a, b"),
         (

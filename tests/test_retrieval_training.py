@@ -248,7 +248,16 @@ def test_a_contradiction_is_named_with_its_fix(retrieval: dict, said: str, data:
         ({"tasks": [{"name": "click", "label": "click"}]}, "[[tasks]] are for rankers"),
         ({"data": {"train": "x", "group": "user_id"}}, "data.group is for a ranker's GAUC"),
         ({"evaluate": {"monitor": "auc"}}, "evaluate.monitor = 'auc' is no metric of a retriever"),
-        ({"evaluate": {"monitor": "recall@20"}}, "did you mean 'recall@10'?"),
+        (
+            {"evaluate": {"monitor": "recall@7"}},
+            "'recall@7' is no metric of a retriever: retrieval.ks has 5, 10; add 7 to it, or take one of them",
+        ),
+        ({"evaluate": {"monitor": "recal@10"}}, "did you mean 'recall@10'?"),
+        (
+            {"features": {"dense": ["price"], "sparse": [{"name": "sku", "column": "item_id", "table": "item"}]}},
+            "feature 'sku' reads column 'item_id', the item that is to be found, and describes the query: the model would see "
+            "it; add it to retrieval.item_features",
+        ),
     ],
 )
 def test_what_is_a_rankers_is_refused(sections: dict, said: str) -> None:

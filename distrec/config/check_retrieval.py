@@ -29,7 +29,7 @@ def retrieval_faults(config: Config, retrieval: Retrieval) -> Iterator[str]:
     yield from _correction_faults(retrieval, retrieval.negatives)
     monitor = config.evaluate.monitor
     if monitor is not None and monitor not in metric_names(retrieval):
-        yield f"evaluate.monitor = {monitor!r} is no metric of a retriever{nearest(monitor, metric_names(retrieval))}"
+        yield f"evaluate.monitor = {monitor!r} is no metric of a retriever{_instead(monitor, retrieval)}"
     if config.tasks != (Task(),):
         yield "[[tasks]] are for rankers: a retriever's rows have no label; remove them, or remove [retrieval]"
     if config.data.group is not None:
@@ -38,11 +38,27 @@ def retrieval_faults(config: Config, retrieval: Retrieval) -> Iterator[str]:
         yield f"retrieval.mask names {retrieval.targets!r}, the targets: nothing would be left to find"
 
 
+def _instead(monitor: str, retrieval: Retrieval) -> str:
+    """What to write for a metric that there is not: another k is not the fault of its spelling."""
+    names = metric_names(retrieval)
+    measure, _, k = monitor.partition("@")
+    if k.isdecimal() and int(k) > 0 and measure in {name.partition("@")[0] for name in names}:
+        return f": retrieval.ks has {', '.join(map(str, sorted(retrieval.ks)))}; add {k} to it, or take one of them"
+    return nearest(monitor, names)
+
+
 def _feature_faults(config: Config, retrieval: Retrieval) -> Iterator[str]:
-    names = [f.name for f in (*config.features.dense, *config.features.sparse, *config.features.sequence)]
+    features = (*config.features.dense, *config.features.sparse, *config.features.sequence)
+    names = [f.name for f in features]
     for name in retrieval.item_features:
         if name not in names:
             yield f"retrieval.item_features names {name!r}, which is no feature{nearest(name, names)}"
+    for feature in features:
+        if (feature.column or feature.name) == retrieval.item_id and feature.name not in retrieval.item_features:
+            yield (
+                f"feature {feature.name!r} reads column {retrieval.item_id!r}, the item that is to be found, and describes the "
+                "query: the model would see it; add it to retrieval.item_features"
+            )
     if names and not set(names) - set(retrieval.item_features):
         yield "retrieval.item_features names every feature: none is left to describe the query"
 

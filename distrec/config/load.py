@@ -18,7 +18,7 @@ from distrec.errors import UserError
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file and apply overrides such as `train.epochs=3` or `tables.movie.dim=32`.
+    """Read a config file and apply overrides such as `train.epochs=3` or `tables.movie.dim=32`; `evaluate.monitor=` unsets.
 
     Raises:
         UserError: no such file, not TOML, an override that does not parse, or any value the schema refuses.
@@ -31,7 +31,21 @@ def parse(values: Mapping[str, Any], overrides: Sequence[str] = (), source: str 
     changed: dict[str, Any] = json.loads(json.dumps(values, default=str))
     for override in overrides:
         _apply(changed, override)
-    return validate(Config, changed, source)
+    try:
+        return validate(Config, changed, source)
+    except UserError:
+        if overrides and _is_valid(values):
+            source = "what the command line sets"
+        return validate(Config, changed, source)
+
+
+def _is_valid(values: Mapping[str, Any]) -> bool:
+    """Whether a config is one without overrides, so that what is wrong with them is no fault of its file."""
+    try:
+        Config.model_validate(values)
+    except ValidationError:
+        return False
+    return True
 
 
 def validate(section: type, values: Mapping[str, Any], source: str) -> Any:
@@ -105,7 +119,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
     at: Any = values
     for depth, part in enumerate(path):
         at = _step(at, part, ".".join(path[: depth + 1]), override)
-    at[_index(at, last, key.strip(), override) if isinstance(at, list) else last] = _value(text)
+    if isinstance(at, dict) and not text.strip():
+        at.pop(last, None)  # as if it stood nowhere: its default holds
+    else:
+        at[_index(at, last, key.strip(), override) if isinstance(at, list) else last] = _value(text)
 
 
 def _step(at: Any, part: str, where: str, override: str) -> Any:
@@ -142,6 +159,8 @@ def _words(fault: Any, section: type[Section]) -> str:
         return "no such key" + nearest(str(fault["loc"][-1]), _keys_at(section, fault["loc"][:-1]))
     if fault["type"] == "missing":
         return "this key is required"
+    if fault["type"] == "tuple_type":
+        return f"Input should be a list, in square brackets (it is {fault['input']!r})"
     message = fault["msg"].removeprefix("Value error, ")
     return message if fault["type"] == "value_error" else f"{message} (it is {fault['input']!r})"
 

@@ -18,7 +18,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
 def _alone(value: Any) -> Any:
-    """A text is a list of one, and an empty one a list of none: `data.test=` on the command line."""
+    """A text is a list of one, and an empty one a list of none."""
     return tuple(filter(None, [value])) if isinstance(value, str) else value
 
 

@@ -109,7 +109,8 @@ def only_vector(item: InputSpec, model: str) -> tuple[str, int]:
         UserError: the item has others, or none.
     """
     if item.num_dense or item.sequences or len(item.pooled) != 1:
-        found = ", ".join([*item.pooled, *item.sequences]) + (f" and {item.num_dense} numbers" if item.num_dense else "")
+        numbers = f"{item.num_dense} number{'s' * (item.num_dense != 1)}" if item.num_dense else ""
+        found = " and ".join(filter(None, [", ".join([*item.pooled, *item.sequences]), numbers])) or "none"
         raise UserError(
             f"model {model} has no network for items: retrieval.item_features is one sparse feature, and here it is {found}; "
             "two_tower takes more"
