@@ -172,7 +172,7 @@ def _again(outcome: Report, config: Config, path: str, overrides: Sequence[str],
         return "the command that started it, with --resume newest"
     more = f"train.steps={2 * outcome.steps}" if config.train.steps else f"train.epochs={(config.train.epochs or 1) + 1}"
     words = list(overrides)
-    if outcome.steps == outcome.total_steps:
+    if outcome.steps >= outcome.total_steps:
         words = [word for word in words if word.partition("=")[0] != more.partition("=")[0]] + [more]
     if ranks == 1:
         return shlex.join(["distrec", "train", path, *words, "--resume"])
@@ -186,14 +186,17 @@ def _next(outcome: Report, config: Config, again: str) -> Iterator[tuple[str, st
     yield "look at it", f"tensorboard --logdir {folder}"
     if config.data.valid or config.data.test:
         yield "score it again", f"distrec evaluate {folder}" + ("" if config.data.valid else " --split test")
-    yield "train longer" if outcome.steps == outcome.total_steps else "go on with it", again
+    yield "train longer" if outcome.steps >= outcome.total_steps else "go on with it", again
     yield "export it", f"distrec export {folder}"
     if config.retrieval is not None:
         yield "index it", f"distrec index {folder}"
-        yield "measure it", f"distrec recall {folder} --report"
+        if config.data.valid or config.data.test:
+            yield "measure it", f"distrec recall {folder} --report"
 
 
 def _ending(outcome: Report) -> str:
+    if outcome.steps > outcome.total_steps:
+        return f"{outcome.steps} steps before, and {outcome.total_steps} are asked for: nothing was trained"
     steps = f"{outcome.steps} of {outcome.total_steps} steps"
     if outcome.stopped_by:
         return f"stopped by {outcome.stopped_by} after {steps}, saved"
