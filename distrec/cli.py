@@ -24,9 +24,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes longer to import than all the rest of --help
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train recommendation models with embedding tables sharded over GPUs and nodes.",
 )
 app.add_typer(prepare, name="prepare")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from distrec.doctor.versions import summary
+
+        typer.echo(summary())
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="distrec's, Python's and the libraries'")
+    ] = False,
+) -> None:
+    """Train recommendation models with embedding tables sharded over GPUs and nodes."""
+
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="the run's TOML file", show_default=False)]
 Overrides = Annotated[

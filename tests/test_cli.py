@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_help_names_the_verbs_in_whole_sentences(distrec: Command) -> None:
     assert " ".join(line.split()[0] for line in commands) == verbs
     assert all(line.endswith(".") and "..." not in line for line in commands + more)
     assert distrec("train", "--help").out.startswith("Usage: distrec train [OPTIONS] {CONFIG} [KEY=VALUE]...")
+
+
+def test_versions_are_told_without_loading_what_they_are_of() -> None:
+    code, out, loaded = loaded_after("--version")
+    told = dict(line.split(" ") for line in out.splitlines())
+    assert (code, loaded) == (0, [])
+    assert [*told][:4] == ["distrec", "python", "torch", "torchrec"]
+    assert {"fbgemm-gpu", "fbgemm-gpu-cpu"} & told.keys()
+    assert told["torch"] == metadata.version("torch")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ by signatures that change with each minor release.
 
 from __future__ import annotations
 
+import platform
 import re
 import shlex
 import sys
@@ -41,6 +42,13 @@ def installed(*distributions: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def summary() -> str:
+    """What `distrec --version` says, a line each: distrec, Python, and the libraries whose versions must fit each other."""
+    libraries = installed("torch", "torchrec", *FBGEMM, "faiss-cpu", "faiss-gpu")
+    found = installed("distrec") | {"python": platform.python_version()} | libraries
+    return "\n".join(f"{name} {release}" for name, release in found.items())
 
 
 def install(*words: str) -> str:
