@@ -69,7 +69,10 @@ def recall(
     overrides: Overrides = None,
     query: Annotated[list[str] | None, typer.Option(help="a user's id; may be repeated", show_default=False)] = None,
     history: Annotated[
-        str | None, typer.Option(metavar="ITEM,ITEM,…", help="or items, oldest first", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="ITEM,ITEM,…", help='or items, oldest first; ids with commas as JSON: ["a,b", "c"]', show_default=False
+        ),
     ] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="how many items; default: 10, or as many as there are")] = None,
     everyone: Annotated[
@@ -92,6 +95,10 @@ def recall(
         raise UserError("say for whom: --query USER, --history ITEM,ITEM,…, --all test or --report")
     if report + asked + bool(everyone) > 1:
         raise UserError("--report, --all, and --query with --history are three questions; ask one at a time")
+    if asked and out:
+        raise UserError("--out is for --report and --all: what --query and --history find is printed")
+    if export and not report:
+        raise UserError("--export is for --report: recommendations come from --index")
     config = run_folder.saved_config(run, overrides or [])
     with ranks_of(config, run) as ranks:
         from distrec.recall.command import recommend_items, recommend_to_all, write_report

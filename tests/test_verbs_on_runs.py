@@ -15,8 +15,10 @@ from small_retrieval import retrieval_values, write_retrieval
 
 from distrec.config.load import parse
 from distrec.config.paths import readable_from_here
+from distrec.errors import UserError
 from distrec.export.write import export
-from distrec.recall.command import build_index
+from distrec.recall.command import build_index, items_of
+from distrec.recall.picture import draw
 from distrec.trainer import build
 
 STEPS = 6
@@ -216,3 +218,52 @@ def test_paths_are_all_from_here_or_as_far_as_they_are_there_from_training(
     assert readable_from_here(absolute, tmp_path / "job/runs/x") == absolute
     here = {"name": "x", "folder": None, "data": {"train": ["data/train"], "valid": []}, "retrieval": None}
     assert readable_from_here(here, tmp_path / "job/runs/x") == here
+
+
+# -- what is asked for ------------------------------------------------------------------------------------------------
+
+
+def test_a_history_may_name_ids_with_commas() -> None:
+    assert items_of(" 3, 7,,8 ") == ["3", "7", "8"]
+    assert items_of('["a,b", "[c]", 7]') == ["a,b", "[c]", "7"]
+    for text, said in (("[a,b]", "not a JSON list of ids, such as"), ("[[3]]", "ids are texts or integers, such as")):
+        with pytest.raises(UserError, match=said):
+            items_of(text)
+
+
+def test_recommendations_are_not_written_anywhere(distrec: Command, run: Path, tmp_path: Path) -> None:
+    for option, use in (("--out", "--report and --all: what --query"), ("--export", "--report: recommendations come from")):
+        ended = distrec("recall", run, "--history", "[3, 7]", option, tmp_path / "x")
+        assert ended.code == 2
+        assert f"{option} is for {use}" in ended.err
+    assert "for 3, 7" in distrec("recall", run, "features.dense.0.null=0.0", "--history", "[3, 7]").out
+
+
+def test_an_index_says_which_column_it_answers_with(distrec: Command, run: Path) -> None:
+    ended = distrec("recall", run, "--query", "7", "retrieval.own_id=title")
+    assert ended.code == 2
+    assert f"the index in {run}/index answers with column 'item_id' of retrieval.items, and now 'title' is asked for: set " in (
+        ended.err
+    )
+    assert "retrieval.own_id=item_id, or export" in ended.err
+    assert distrec("recall", run, "--query", "7", "retrieval.own_id=item_id").code == 0
+
+
+def test_a_key_of_a_run_may_be_unset(distrec: Command, run: Path) -> None:
+    assert "items seen before are left out" in distrec("recall", run, "--query", "7").out
+    assert "left out" not in distrec("recall", run, "--query", "7", "retrieval.mask=").out
+
+
+def test_the_star_at_recall_1_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pixels, half of it is as wide as its marker; the axes must end beyond that."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, dpi: drawn.append(figure))
+    monkeypatch.setattr("matplotlib.pyplot.close", lambda figure: figure.canvas.draw())
+    curve = [{"parameters": f"nprobe={i}", "recall": r, "qps": 1e5 / r} for i, r in enumerate((0.5, 0.9, 1.0))]
+    speeds = {"1": {"batch": 1.0}}
+    for points in (curve, curve[2:]):
+        draw({"curve": points, "k": 10, "qps": speeds, "flat_qps": {}}, {"factory": "IVF", "parameters": "nprobe=2"}, tmp_path)
+        (axes,) = drawn.pop().axes
+        (star,) = [line for line in axes.lines if line.get_marker() == "*"]
+        at = axes.transData.transform((1.0, star.get_ydata()[0]))[0]
+        assert at + star.get_markersize() / 2 * axes.figure.dpi / 72 < axes.get_window_extent().x1

@@ -90,6 +90,11 @@ class Catalogue:
         """The items' groups, (M,) strings; None where `retrieval.category` names no column."""
         return self._words("category")
 
+    @property
+    def own_column(self) -> str:
+        """The column of `own_ids`."""
+        return self._retrieval.own_id or self._retrieval.item_id
+
     @cached_property
     def own_ids(self) -> pa.Array:
         """The ids to answer with, (M,) strings or integers: those of `retrieval.own_id`, else `ids`.

@@ -193,7 +193,7 @@ def _write_vectors(folder: Path, page: Path, engine: Engine, score: Run) -> dict
         queries = together(lambda: write_item_queries(folder, items, ranks))
     facts = {"metric": "inner_product", "dim": items["dim"], "dtype": "float32"}
     facts["zero_vectors"] = sum(part["zero"] for part in of_all_ranks(items))
-    facts["items"] = _parts(items)
+    facts["items"] = {**_parts(items), "own_id": catalogue.own_column}
     facts["queries"] = {**_parts(queries), "split": split}
     parts = [folder / name for name in facts["items"]["parts"]]
     from_first(lambda: write_page(page, catalogue, parts, items["dim"]))

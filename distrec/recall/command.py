@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,7 @@ def open_index(config: Config, ranks: Ranks, run: Path, index: Path | None) -> t
     together(lambda: found.require_model(identity(config, manifest), folder))
     assert engine.items is not None, "a retriever has items"
     catalogue = engine.items.catalogue
-    together(lambda: found.require_items(catalogue.own_ids, folder))
+    together(lambda: found.require_items(catalogue.own_ids, catalogue.own_column, folder))
     round_tables(engine, found.facts["model"].get("tables", "fp32"))
     return found, engine
 
@@ -241,8 +242,25 @@ def _count(index: VectorIndex, k: int | None) -> int:
 def _questions(engine: Engine, users: Sequence[str], history: str | None) -> list[Question]:
     asked = ask_users(engine, users)
     if history is not None:
-        asked.append(ask_history(engine, [text.strip() for text in history.split(",") if text.strip()]))
+        asked.append(ask_history(engine, items_of(history)))
     return asked
+
+
+def items_of(history: str) -> list[str]:
+    """The ids that `--history` names: separated by commas, or as a JSON list.
+
+    Raises:
+        UserError: it begins as a list and is none of ids.
+    """
+    if not history.lstrip().startswith("["):
+        return [text.strip() for text in history.split(",") if text.strip()]
+    try:
+        ids = json.loads(history)
+    except ValueError as error:
+        raise UserError(f'--history {history}: not a JSON list of ids, such as ["a,b", "c"]: {error}') from None
+    if not all(isinstance(one, str | int) for one in ids):
+        raise UserError(f'--history {history}: ids are texts or integers, such as ["a,b", "c"]')
+    return [str(one) for one in ids]
 
 
 def _listed(engine: Engine, index: VectorIndex, rows: Any, scores: Any) -> list[dict[str, Any]]:

@@ -61,8 +61,16 @@ class VectorIndex:
         if differing := differences(self.facts["model"], model):
             raise UserError(f"the index in {folder} is of another model ({differing}); {REMEDY}")
 
-    def require_items(self, ids: pa.Array, folder: Path) -> None:
-        """Raise a `UserError` when a catalogue's items are not those of the index, or stand in another order."""
+    def require_items(self, ids: pa.Array, column: str, folder: Path) -> None:
+        """Raise a `UserError` when a catalogue's items are not those of the index, stand in another order, or answer otherwise.
+
+        `column` is the catalogue's column that `ids` are of.
+        """
+        if (known := self.facts.get("own_id", column)) != column:
+            raise UserError(
+                f"the index in {folder} answers with column {known!r} of retrieval.items, and now {column!r} is asked for: set "
+                f"retrieval.own_id={known}, or export the run with the other and index it again"
+            )
         here, there = (each.cast(pa.large_string()) for each in (self.ids, ids))
         if not here.equals(there):
             raise UserError(

@@ -43,6 +43,7 @@ def make_index(
         points = tune(index, held.vectors, held.truth, target)
         best = next(point for point in points if point.parameters == index.facts["parameters"])
         tell(f"{index.facts['factory']}, {best.parameters or 'no parameters'}: recall@{held.truth.shape[1]} {best.recall:.4f}")
+        index.facts |= {} if export.own_id is None else {"own_id": export.own_id}
         index.facts |= {"asked": factory, "target": target, "k": held.truth.shape[1], "points": [asdict(p) for p in points]}
         if best.recall >= target:
             break

@@ -117,6 +117,11 @@ class Export:
         """Which model it is of: run, config hash, step, checkpoint."""
         return self.facts["model"]
 
+    @property
+    def own_id(self) -> str | None:
+        """The catalogue's column that the ids are of; None for an export of an older distrec, which does not say."""
+        return self.facts.get("items", {}).get("own_id")
+
 
 def _vectors(folder: Path, facts: dict[str, Any], dim: int) -> Vectors:
     return Vectors(tuple(folder / name for name in facts["parts"]), dim, facts["rows"])
