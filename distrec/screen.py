@@ -17,8 +17,6 @@ from rich.progress import Progress as RichBar
 from rich.table import Table as RichTable
 
 from distrec.config.schema import Config
-from distrec.data.files import find_files
-from distrec.data.numbering import descriptions
 from distrec.environment import component_path
 from distrec.errors import UserError
 from distrec.log import Progress
@@ -207,6 +205,9 @@ def _ending(outcome: Report) -> str:
 
 def _known_best(config: Config) -> dict[str, float]:
     """What no model can beat on the validation rows, where the data says so."""
+    from distrec.data.files import find_files  # here, because they bring torch, which a mistake in a config need not wait for
+    from distrec.data.numbering import descriptions
+
     sources = []
     with suppress(UserError):  # the run is over, and there may be no validation rows
         sources = find_files(config.data.valid)
