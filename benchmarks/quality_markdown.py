@@ -10,7 +10,8 @@ from typing import Any
 from benchmarks.markdown import line
 from benchmarks.quality_rows import DATASETS, Dataset, Row
 
-Runs = Sequence[Mapping[str, Any]]  # as `benchmarks.retrieval_quality` records them
+Record = Mapping[str, Any]
+Runs = Sequence[Mapping[str, Any]]  # both as `benchmarks.retrieval_quality` records them
 
 NAMES = {"recall": "Recall", "ndcg": "NDCG", "hit_rate": "HR"}
 HEAD = """# How good the retrievers are
@@ -27,26 +28,28 @@ Written by `python -m benchmarks.retrieval_quality`, which trains the configs an
 - *Recall@k* is the share of the items asked for that are among the best k, *NDCG@k* also rewards ranks near the top, and
   *HR@k* is the share of queries that find any. With one item asked for, as in leave-one-out, HR@k is Recall@k. All are between
   0 and 1, and higher is better.
+- **Most popular** is no model: everyone is given the items of most training rows, less the same ones masked
+  (`python -m benchmarks.retrieval_quality --popular`). What a model is worth begins there.
 - **Published** figures are of the same split, the same metric and full ranking, as their authors state them.
 - **A run** is the median wall time of one run with reading, scoring and saving, on a CPU where it does not say GPU. The machine
   (`machine` in the record) did other work too, so times say what order to expect and no more.
 """
 
 
-def render(runs: Runs) -> str:
+def render(record: Record) -> str:
     """The whole document. Rows of which no run is recorded are left out."""
     parts = [HEAD]
     for dataset in DATASETS:
-        measured = {row: found for row in dataset.rows if (found := [run for run in runs if run["config"] == row.config])}
-        if measured:
-            parts += _section(dataset, measured)
+        runs = {row: [run for run in record["runs"] if run["config"] == row.config] for row in dataset.rows}
+        if measured := {row: found for row, found in runs.items() if found}:
+            parts += _section(dataset, measured, record["popular"].get(dataset.title))
     return "\n".join(parts)
 
 
-def _section(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
+def _section(dataset: Dataset, measured: Mapping[Row, Runs], popular: Mapping[str, float] | None) -> Iterator[str]:
     yield f"## {dataset.title}\n"
     yield f"{dataset.protocol}\n"
-    yield "\n".join(_table(dataset, measured)) + "\n"
+    yield "\n".join(_table(dataset, measured, popular)) + "\n"
     yield f"Published: {dataset.source}."
     yield from _scoring(dataset, measured)
     if dataset.other is not None:
@@ -57,13 +60,17 @@ def _section(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
     yield "```\n"
 
 
-def _table(dataset: Dataset, measured: Mapping[Row, Runs]) -> Iterator[str]:
+def _table(dataset: Dataset, measured: Mapping[Row, Runs], popular: Mapping[str, float] | None) -> Iterator[str]:
     compared = any(row.published for row in dataset.rows)
     heads = ["model", "config", "seeds"]
     for metric in dataset.metrics:
         heads += [label(metric), "published"] if compared else [label(metric)]
     yield line([*heads, "a run"])
     yield line(["---", "---", *["---:"] * (len(heads) - 1)])
+    if popular is not None:
+        figures = [f"{popular[metric]:.4f}" for metric in dataset.metrics]
+        cells = [cell for figure in figures for cell in ((figure, "") if compared else (figure,))]
+        yield line(["most popular", "none", "", *cells, ""])
     for row, runs in measured.items():
         cells = [row.model, f"[{row.config}](../configs/{row.config}.toml)", str(len(runs))]
         for metric in dataset.metrics:

@@ -3,6 +3,7 @@
     python -m benchmarks.retrieval_quality                                    # all rows, 3 seeds each: hours on 2 cores
     python -m benchmarks.retrieval_quality --only mf_movielens --seeds 5      # some rows; what is recorded is not run again
     python -m benchmarks.retrieval_quality --from runs/mf-gowalla             # record runs that `distrec train` has finished
+    python -m benchmarks.retrieval_quality --popular                          # what the most popular items are worth
     python -m benchmarks.retrieval_quality --only                             # only write the document again
 
 After every run `results/cpu/retrieval_quality.json` holds it, and `retrieval_quality.md` is written from that file.
@@ -22,14 +23,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from benchmarks.quality_markdown import render
 from benchmarks.quality_rows import DATASETS
 from benchmarks.report import RESULTS, machine, versions
+from distrec import dist, log
 from distrec.config.load import load
 from distrec.config.schema import Config
+from distrec.engine import Engine, open_reader
 from distrec.errors import UserError
 from distrec.json_out import to_json
+from distrec.retrieval.popular import by_popularity
 from distrec.run_folder import SUMMARY, saved_config
+from distrec.trained import scoring
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = tuple(row.config for dataset in DATASETS for row in dataset.rows)
@@ -38,6 +45,7 @@ FREE = {"name", "folder", "train.seed", "train.device"}  # keys in which a run m
 GPU = "system/gpu_peak_gib"  # a run on a GPU tells it
 
 Run = dict[str, Any]
+Record = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -45,11 +53,31 @@ def main(argv: Sequence[str] | None = None) -> Path:
     chosen = _options(argv)
     for folder in chosen.folders:
         keep(finished(folder), chosen.record, chosen.document)
-    for config, seed in () if chosen.folders else _wanted(chosen):
+    if chosen.popular:
+        found = {dataset.title: most_popular(dataset.rows[0].config) for dataset in DATASETS}
+        write(read(chosen.record) | {"popular": found}, chosen.record, chosen.document)
+    for config, seed in () if chosen.folders or chosen.popular else _wanted(chosen):
         with TemporaryDirectory() as folder:
             keep(train(config, seed, Path(folder, "run")), chosen.record, chosen.document)
-    _write(read(chosen.record), chosen.document)
+    chosen.document.write_text(render(read(chosen.record)), encoding="utf-8")
     return chosen.document
+
+
+def most_popular(config: str) -> dict[str, float]:
+    """The metrics on data.test of giving everyone the items of most training rows, less those that a config masks.
+
+    Raises:
+        UserError: the data are not prepared.
+    """
+    run = load(ROOT / "configs" / f"{config}.toml", ["train.device=cpu"])
+    log.quiet_dependencies()
+    try:
+        engine = Engine.build(run, dist.start("cpu", run.train.timeout_s))
+        assert engine.items is not None
+        counts = torch.from_numpy(engine.items.catalogue.train_count).float()
+        return engine.evaluate(open_reader(engine, "test"), by_popularity(scoring(engine), counts)).metrics
+    finally:
+        dist.stop()
 
 
 def train(config: str, seed: int, folder: Path) -> Run:
@@ -127,27 +155,31 @@ def digest(config: str) -> str:
 
 def keep(run: Run, record: Path, document: Path) -> None:
     """Put a run with the others; it replaces one of its seed, and those of the config as it once was."""
+    known = read(record)
     others = [
-        r for r in read(record) if r["config"] != run["config"] or (r["digest"] == run["digest"] and r["seed"] != run["seed"])
+        r for r in known["runs"] if r["config"] != run["config"] or (r["digest"] == run["digest"] and r["seed"] != run["seed"])
     ]
-    runs = sorted([*others, run], key=lambda r: (CONFIGS.index(r["config"]), r["seed"]))
+    write(known | {"runs": sorted([*others, run], key=lambda r: (CONFIGS.index(r["config"]), r["seed"]))}, record, document)
+
+
+def read(record: Path) -> Record:
+    """What is recorded: `runs`, and by dataset what is `popular`."""
+    empty = {"benchmark": "retrieval_quality", "popular": {}, "runs": []}
+    return empty | (json.loads(record.read_text(encoding="utf-8")) if record.exists() else {})
+
+
+def write(known: Record, record: Path, document: Path) -> None:
+    """Write the record, and the document from it."""
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(to_json({"benchmark": "retrieval_quality", "runs": runs}, indent=1) + "\n", encoding="utf-8")
-    _write(runs, document)
-
-
-def read(record: Path) -> list[Run]:
-    """The runs that are recorded."""
-    return json.loads(record.read_text(encoding="utf-8"))["runs"] if record.exists() else []
-
-
-def _write(runs: Sequence[Run], document: Path) -> None:
-    document.write_text(render(runs), encoding="utf-8")
+    record.write_text(to_json(known, indent=1) + "\n", encoding="utf-8")
+    document.write_text(render(known), encoding="utf-8")
 
 
 def _wanted(chosen: argparse.Namespace) -> Iterator[tuple[str, int]]:
     for config in chosen.only:
-        there = {run["seed"] for run in read(chosen.record) if run["config"] == config and run["digest"] == digest(config)}
+        there = {
+            run["seed"] for run in read(chosen.record)["runs"] if run["config"] == config and run["digest"] == digest(config)
+        }
         yield from ((config, seed) for seed in range(chosen.seeds) if chosen.again or seed not in there)
 
 
@@ -157,6 +189,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of each; default 3")
     parser.add_argument("--again", action="store_true", help="also those that are recorded")
     parser.add_argument("--from", dest="folders", nargs="+", type=Path, default=[], help="record finished runs, and train none")
+    parser.add_argument("--popular", action="store_true", help="record what the most popular items are worth, and train none")
     parser.add_argument("--record", type=Path, default=RECORD, help="JSON of all runs")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="Markdown written from it")
     return parser.parse_args(argv)
