@@ -132,11 +132,16 @@ def test_a_folder_whose_name_holds_such_a_word_is_one_like_any_other(tmp_path: P
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_preparation_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
     words = ["prepare", "synthetic", "--rows", "60000000", "--out", str(tmp_path)]
-    with subprocess.Popen([sys.executable, "-m", "distrec", *words], stderr=subprocess.PIPE, text=True) as process:
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started to ignore it
+    process = subprocess.Popen([sys.executable, "-m", "distrec", *words], stderr=subprocess.PIPE, text=True)
+    try:
         while not list(tmp_path.glob(".*.partial-*/*")) and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        signal.signal(signal.SIGINT, usual)
     assert process.returncode == code
     assert "Traceback" not in said
     assert names(tmp_path) == []
