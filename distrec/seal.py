@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -75,12 +76,27 @@ def beside(path: Path) -> Path:
 
 
 def swap_in(partial: Path, folder: Path) -> None:
-    """Give `partial`, made `beside` the folder, its name: two renames, so that a reader finds what was there or what is new."""
+    """Give `partial`, made `beside` the folder, its name: two renames, so that a reader finds what was there or what is new.
+
+    Of two processes that do so at once the last one stays. What ends it between the renames, as SIGTERM may, undoes the first.
+    """
     old = _alias(partial, "old")
-    if folder.exists():
-        folder.replace(old)
-    partial.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        while True:
+            if folder.exists():
+                with suppress(FileNotFoundError):  # another process has just moved it
+                    folder.replace(old)
+            try:
+                partial.replace(folder)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                shutil.rmtree(old, ignore_errors=True)  # another process's folder came between, and goes in turn
+    finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -166,7 +182,8 @@ def _owned(partial: Path) -> Iterator[None]:
             file.flush()
             yield
         finally:
-            owner.unlink(missing_ok=True)
+            if not (partial.exists() or _alias(partial, "old").exists()):  # else the next one removes both
+                owner.unlink(missing_ok=True)
 
 
 def refuse_to_replace(folder: Path, kind: str) -> None:

@@ -119,6 +119,43 @@ def test_a_process_that_was_killed_after_the_second_name_leaves_the_new_one(left
         assert not old.exists()
 
 
+def test_what_ends_it_between_the_two_names_brings_the_old_one_back(tmp_path: Path) -> None:
+    replace(tmp_path / "out")
+    with pytest.raises(FileNotFoundError):
+        swap_in(tmp_path / ".out.partial-01234567", tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["new"]
+
+
+def test_what_could_not_be_removed_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replace(tmp_path / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr("distrec.seal.shutil.rmtree", lambda *path, ignore_errors: None)
+        replace(tmp_path / "out")
+    assert len(names(tmp_path)) == 3
+    replace(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert not caplog.records
+
+
+def test_of_two_that_swap_at_once_the_last_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, rename, between = tmp_path / "out", Path.replace, iter([True])
+    replace(folder)
+
+    def race(path: Path, target: Path) -> Path:
+        if target == folder and next(between, False):
+            (folder / "others").mkdir(parents=True)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", race)
+    with replacing(folder) as partial:
+        (partial / "newest").write_text("")
+    assert names(tmp_path) == ["out"]
+    assert names(folder) == ["newest"]
+
+
 def test_a_folder_whose_name_holds_such_a_word_is_one_like_any_other(tmp_path: Path) -> None:
     folder = tmp_path / "a.partial-b"
     for _ in range(2):
