@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -145,6 +147,19 @@ def test_a_hash_is_of_ids_in_their_order_however_they_come() -> None:
     assert parts.hash() == IdOrder().add(ids).hash()
     others = [["a", "b", "c"], ["b", "a", "c"], ["ab", "c"], ["a"]]
     assert len({IdOrder().add(pl.Series(other)).hash() for other in others}) == len(others)
+
+
+def test_a_hash_takes_no_memory_for_each_id() -> None:
+    """Ids by the hundred million are hashed part by part, and their hash stays what runs have noted."""
+    assert IdOrder().add(pl.Series([7, -5, 300])).hash() == hashlib.sha256(b"7\x00-5\x00300\x00").hexdigest()[:16]
+    ids = pl.int_range(2_000_000, eager=True)
+    order = IdOrder().add(ids[:0])
+    tracemalloc.start()
+    try:
+        order.add(ids)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_vocabulary_of_other_days_is_another_numbering() -> None:

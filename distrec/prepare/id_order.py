@@ -7,6 +7,8 @@ from typing import Self
 
 import polars as pl
 
+AT_ONCE = 2**18  # ids: a vocabulary may have hundreds of millions, and as text they are several times as large
+
 
 class IdOrder:
     """A hash of ids in the order of their numbers."""
@@ -16,7 +18,8 @@ class IdOrder:
 
     def add(self, ids: pl.Series) -> Self:
         """The next ones, (N,) integers or text."""
-        self._hash.update("".join(f"{value}\0" for value in ids.cast(pl.String)).encode())
+        for part in ids.to_frame().iter_slices(AT_ONCE):
+            self._hash.update((part.to_series().cast(pl.String) + "\0").str.join().item().encode())
         return self
 
     def hash(self) -> str:
