@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -72,6 +73,16 @@ def upload(local: Path, name: str) -> str:
     for path in local.glob("*.parquet"):
         Flaky().pipe(f"/{name}/{path.name}", path.read_bytes())
     return f"flaky://{name}"
+
+
+def test_what_ids_stand_for_is_read_as_patiently_as_rows(flaky: type[Flaky], pauses: list[float], tmp_path: Path) -> None:
+    place = upload(Path(numbered(tmp_path / "rows", [[5]])), "numbered/rows")
+    said = {"numbering": {"row": "one"}, "columns": [{"name": "row"}]}
+    Flaky().pipe("/numbered/dataset.json", json.dumps(said).encode())
+    dataset = open_dataset([place], [Use("row", "feature 'row'", is_number, "a number")])
+    flaky.failing = 1
+    assert dataset.numbering == {"row": "one"}
+    assert pauses == [1]
 
 
 def test_a_failed_read_is_tried_again_after_growing_pauses(

@@ -16,6 +16,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem, PyFileSystem
 from distrec.data.remote import ACCESS, RetryingHandler, cause
 from distrec.errors import UserError
 
+READS_AT_ONCE = 16  # of footers and other small files: reading them waits on the store, not on the processor
 RETRIES = 3  # of a failed read of a remote file, where no config says how many
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from distrec.data.files import Source
+from distrec.data.files import READS_AT_ONCE, Source
 from distrec.errors import UserError
 from distrec.prepare.description import FILE
 
@@ -17,12 +18,14 @@ Numbers = dict[str, str]  # the column that has the ids, which others may share 
 def descriptions(sources: Iterable[Source]) -> dict[str, dict[str, Any]]:
     """What `distrec prepare` says of files that it wrote, by the folder in which their splits lie; of others nothing."""
     folders = {source.path.rsplit("/", 2)[0]: source for source in sources}
-    found = {}
-    for folder, source in folders.items():
-        with suppress(OSError, ValueError, UserError), source.filesystem.open_input_stream(f"{folder}/{FILE}") as file:
-            facts = json.loads(file.read())
-            found |= {folder: facts} if isinstance(facts, dict) else {}
-    return found
+    with ThreadPoolExecutor(min(READS_AT_ONCE, len(folders) or 1)) as pool:
+        found = zip(folders, pool.map(_description, folders, folders.values()), strict=True)
+        return {folder: facts for folder, facts in found if isinstance(facts, dict)}
+
+
+def _description(folder: str, source: Source) -> Any:
+    with suppress(OSError, ValueError, UserError), source.filesystem.open_input_file(f"{folder}/{FILE}") as file:
+        return json.loads(file.read())
 
 
 def numbers_of(description: Mapping[str, Any], columns: Iterable[str]) -> Numbers:

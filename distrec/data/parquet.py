@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 
 from distrec.data.columns import Use, check_schema
 from distrec.data.deal import Piece
-from distrec.data.files import RETRIES, Source, find_files
+from distrec.data.files import READS_AT_ONCE, RETRIES, Source, find_files
 from distrec.data.numbering import Numbering, Numbers, descriptions, numbers_of
 from distrec.errors import UserError
 
-FOOTER_THREADS = 16  # footers are small: reading them waits on the store, not on the processor
 RECORD_BATCH = 65536  # rows decoded at once
 OPEN_FILES = 64
 FOOTER_BYTES = 8 << 20  # as they stand in the files; parsed, they take several times as much
@@ -165,7 +164,7 @@ def open_dataset(paths: Sequence[str], uses: Sequence[Use], retries: int = RETRI
     """
     sources = find_files(paths, retries, key)
     names = list(dict.fromkeys(use.column for use in uses))
-    with ThreadPoolExecutor(min(FOOTER_THREADS, len(sources))) as pool:
+    with ThreadPoolExecutor(min(READS_AT_ONCE, len(sources))) as pool:
         files = tuple(pool.map(lambda source: _footer(source, names, uses), sources))
     if not any(sum(file.rows) for file in files):
         named = f"{key}: " * bool(key)

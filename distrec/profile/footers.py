@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from distrec.data.files import Source, find_files
-from distrec.data.parquet import FOOTER_THREADS, File, open_parquet, stamp_of
+from distrec.data.files import READS_AT_ONCE, Source, find_files
+from distrec.data.parquet import File, open_parquet, stamp_of
 from distrec.errors import UserError
 from distrec.profile.kinds import Kind, kind_of, leaves
 
@@ -97,7 +97,7 @@ def survey(paths: Sequence[str]) -> Survey:
 
 def survey_files(sources: Sequence[Source], named: str) -> Survey:
     """The same for files that are found already; `named` is what they are called in messages."""
-    with ThreadPoolExecutor(min(FOOTER_THREADS, len(sources))) as pool:
+    with ThreadPoolExecutor(min(READS_AT_ONCE, len(sources))) as pool:
         footers = list(pool.map(_footer, sources))
     files = tuple(file for file, _ in footers)
     if not any(sum(file.rows) for file in files):
@@ -113,7 +113,7 @@ def ranges(survey: Survey, column: str) -> list[tuple[Bound, Bound] | None]:
 
 def facts_by_file(files: Sequence[File], columns: Collection[str]) -> list[dict[str, Facts]]:
     """What each file's footer says of those of the columns that it has."""
-    with ThreadPoolExecutor(min(FOOTER_THREADS, len(files))) as pool:
+    with ThreadPoolExecutor(min(READS_AT_ONCE, len(files))) as pool:
         return [facts for _, facts in pool.map(lambda file: _footer(file.source, columns), files)]
 
 
