@@ -106,6 +106,20 @@ def test_a_key_without_a_value_is_as_if_it_stood_nowhere() -> None:
     assert parse(values | {"folder": None}, ["folder="]).folder is None
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("evaluate.moniter=", "override 'evaluate.moniter=': no such key; did you mean 'monitor'?"),
+        ("tables.itme=", "override 'tables.itme=': no such key; did you mean 'item'?"),
+        ("nmae=", "override 'nmae=': no such key; did you mean 'name'?"),
+        ("features.sparse.0.polling=", "no such key; did you mean 'pooling'?"),
+        ("evaluat.monitor=", "evaluat: no such key; did you mean 'evaluate'?"),
+    ],
+)
+def test_a_misspelt_key_is_not_unset_in_silence(override: str, words: str) -> None:
+    assert words in refusal(override)
+
+
 def test_what_is_wrong_on_the_command_line_is_not_said_of_the_file() -> None:
     blamed = "what the command line sets is not valid:\n  trian: no such key; did you mean 'train'?"
     with pytest.raises(UserError) as caught:

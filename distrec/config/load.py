@@ -120,9 +120,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for depth, part in enumerate(path):
         at = _step(at, part, ".".join(path[: depth + 1]), override)
     if isinstance(at, dict) and not text.strip():
-        at.pop(last, None)  # as if it stood nowhere: its default holds
+        _unset(at, last, path, override)
     else:
         at[_index(at, last, key.strip(), override) if isinstance(at, list) else last] = _value(text)
+
+
+def _unset(at: dict[str, Any], last: str, path: Sequence[str], override: str) -> None:
+    """As if the key stood nowhere: its default holds."""
+    known = list(dict.fromkeys([*at, *_keys_at(Config, path)]))
+    if known and last not in known:  # nothing would be left of it for the schema to refuse
+        raise UserError(f"override {override!r}: no such key{nearest(last, known)}")
+    at.pop(last, None)
 
 
 def _step(at: Any, part: str, where: str, override: str) -> Any:
