@@ -220,6 +220,12 @@ def test_paths_are_all_from_here_or_as_far_as_they_are_there_from_training(
     assert readable_from_here(here, tmp_path / "job/runs/x") == here
 
 
+def test_a_path_that_cannot_be_looked_at_is_left_as_it_is(tmp_path: Path) -> None:
+    """Not even its name can be looked up, as of what lies in a folder that may not be entered."""
+    values = {"name": "x", "data": {"train": ["data/" + "x" * 300]}}
+    assert readable_from_here(values, tmp_path / "runs/x") == values
+
+
 # -- what is asked for ------------------------------------------------------------------------------------------------
 
 
