@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from textwrap import indent
 
 import torch
 
 from distrec import data
+from distrec.checkpoint import saved_steps
 from distrec.config.check import find_faults
 from distrec.config.layout import layout
 from distrec.config.schema import Config
@@ -16,6 +18,7 @@ from distrec.engine import make_task, numbering_of, open_items_of, open_split, r
 from distrec.errors import UserError
 from distrec.profile.outside import id_faults
 from distrec.retrieval.retriever import Items, query_use
+from distrec.run_folder import CHECKPOINTS
 
 
 def validate(config: Config) -> str:
@@ -50,7 +53,7 @@ def validate(config: Config) -> str:
         if named:
             data.open_dataset(paths, named, config.data.retries, f"data.{split}")
 
-    checks = [lambda: make_task(config, torch.device("cpu")), open_catalogue]
+    checks = [lambda: _require_start(config), lambda: make_task(config, torch.device("cpu")), open_catalogue]
     checks += [lambda split=split: open_rows(split) for split in splits]
     checks += [lambda part=part: items[0] and getattr(items[0].catalogue, part) for part in ("own_ids", "titles", "categories")]
     for attempt in checks:
@@ -63,6 +66,13 @@ def validate(config: Config) -> str:
     size = plans.human_bytes(sum(plans.table_bytes(table) for table in config.tables.values()))
     counted = ", ".join(f"{count:,} rows in data.{split}" for split, count in rows.items())
     return f"{config.model.name}, {len(config.tables)} tables of {size}, {counted}"
+
+
+def _require_start(config: Config) -> None:
+    """Whether there is something to begin with; that it fits, only training finds out."""
+    folder = config.train.start_from
+    if folder is not None and not saved_steps(Path(folder) / CHECKPOINTS):
+        raise UserError(f"train.start_from: {folder} has no checkpoint; name the folder of a run that was trained")
 
 
 def _listed(faults: list[str]) -> str:

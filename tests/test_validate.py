@@ -37,6 +37,17 @@ def edit(folder: Path, column: str, change: Any, part: int = 1, **options: Any) 
     return path
 
 
+def test_a_run_to_start_from_must_have_a_checkpoint(tmp_path: Path) -> None:
+    config = values(write_rows(tmp_path / "train", ROWS), tmp_path)
+    config["train"]["start_from"] = str(tmp_path / "monday")
+    fault = f"train.start_from: {tmp_path}/monday has no checkpoint; name the folder of a run that was trained"
+    assert said(config) == [fault]
+    saved = tmp_path / "monday/checkpoints/step-000000005"
+    saved.mkdir(parents=True)
+    (saved / "manifest.json").write_text("{}")
+    assert "600 rows in data.train" in validate(parse(config))
+
+
 # -- ids and tables --------------------------------------------------------------------------------------------------
 
 
