@@ -43,6 +43,12 @@ def test_two_ranks_write_every_query_with_its_best_items(served: tuple[Path, dic
         np.testing.assert_allclose(told["scores"], (items @ users[row["user_id"]])[best], rtol=1e-5)
 
 
+def test_what_one_rank_cannot_write_ends_all_with_its_words(served: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = served
+    assert results["refused"] == ["rank 0: no room for them", "no room for them"]
+    assert not [path.name for path in folder.iterdir() if "refused" in path.name]
+
+
 def test_queries_need_no_targets_and_names_may_be_text(
     distrec: Command, served: tuple[Path, dict[str, Any]], run: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,10 @@ def recommend_all(engine: Engine, index: VectorIndex, split: str, k: int, ranks:
     with filled_by_all(out, KIND, ranks) as (folder, facts):
         part = _Part(folder, ranks.rank, named, reader)
         for queries in collect_queries(scoring(engine)(reader)):
-            part.write(queries, index, k)
+            together(partial(part.write, queries, index, k))  # else the folder would go while other ranks write into it
             if ranks.first:
                 logger.info("%s of about %s queries", f"{part.rows * ranks.world:,}", f"{reader.dataset.rows:,}")
-        parts = of_all_ranks(part.close())
+        parts = of_all_ranks(together(part.close))
         facts |= {"model": index.facts["model"], "index": {name: index.facts[name] for name in ("factory", "parameters")}}
         facts |= {"split": split, "query": named.schema.names[0], "k": k, "parts": [found["file"] for found in parts]}
         facts |= {name: sum(found[name] for found in parts) for name in ("rows", "short", "zero")}

@@ -14,8 +14,11 @@ from small_retrieval import retrieval_values, write_retrieval
 
 from distrec import dist, log
 from distrec.config.load import parse
+from distrec.config.schema import Config
+from distrec.errors import UserError
 from distrec.export.write import export
 from distrec.metrics.retrieval import RetrievalMetrics
+from distrec.recall import everyone
 from distrec.recall.command import build_index, recommend_to_all
 from distrec.retrieval import exact
 from distrec.retrieval.exact import Share, pair_scores, split_rows, top_k
@@ -46,6 +49,24 @@ def searched(ranks: dist.Ranks) -> dict[str, Any]:
     return {"found": everyone, "metrics": metrics.compute(torch_dist.group.WORLD)}
 
 
+def refused(config: Config, ranks: dist.Ranks, folder: Path) -> list[str]:
+    """What each rank hears of rows that the first one cannot write."""
+    write, said = everyone._Part.write, ""
+    everyone._Part.write = _refuse if ranks.first else write
+    try:
+        recommend_to_all(config, ranks, folder / "run", folder / "index", "valid", 7, folder / "refused")
+    except UserError as error:
+        said = str(error)
+    everyone._Part.write = write
+    heard: list[Any] = [None] * ranks.world
+    torch_dist.all_gather_object(heard, said)
+    return heard
+
+
+def _refuse(*_: Any) -> None:
+    raise UserError("no room for them")
+
+
 def main(folder: Path) -> None:
     log.quiet_dependencies()
     ranks = dist.start("cpu", 120)
@@ -72,6 +93,7 @@ def main(folder: Path) -> None:
     run, index = folder / "run", folder / "index"
     dist.from_first(lambda: build_index(run, "Flat", 0.9, None, None, index))
     recommend_to_all(config, ranks, run, index, "valid", 7, folder / "everyone")
+    found["refused"] = refused(config, ranks, folder)
     values["tables"]["item"]["sharding"] = "table_wise"  # one rank holds none of it
     found["moved"] = export(parse(values), ranks, folder / "run", folder / "moved", None, "fp32", "none").facts
     found["rounded"] = export(config, ranks, folder / "run", folder / "int8", None, "int8", "none").facts
