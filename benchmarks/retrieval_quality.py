@@ -36,7 +36,6 @@ from distrec.errors import UserError
 from distrec.json_out import to_json
 from distrec.retrieval.popular import by_popularity
 from distrec.run_folder import SUMMARY, saved_config
-from distrec.trained import scoring
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = tuple(row.config for dataset in DATASETS for row in dataset.rows)
@@ -75,7 +74,7 @@ def most_popular(config: str) -> dict[str, float]:
         engine = Engine.build(run, dist.start("cpu", run.train.timeout_s))
         assert engine.items is not None
         counts = torch.from_numpy(engine.items.catalogue.train_count).float()
-        return engine.evaluate(open_reader(engine, "test"), by_popularity(scoring(engine), counts)).metrics
+        return engine.evaluate(open_reader(engine, "test"), by_popularity(counts)).metrics
     finally:
         dist.stop()
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, create_default_local_load_plan
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -19,7 +18,7 @@ from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
-from distrec.dist import Ranks, from_first, refuse, together
+from distrec.dist import Ranks, from_first, of_all_ranks, refuse, together
 from distrec.errors import UserError
 from distrec.log import logger
 from distrec.seal import checksum, crc32_of, replace_json, replace_signed
@@ -146,9 +145,7 @@ class Checkpoints:
     def _checksums(self, target: Path) -> dict[str, tuple[int, int]]:
         """Each rank reads the files that it wrote; rank 0 the metadata too."""
         mine = {path.name: checksum(path) for path in self._own_files(target)}
-        everyone: list[Any] = [None] * self._ranks.world
-        dist.all_gather_object(everyone, mine)
-        return {name: value for part in everyone for name, value in sorted(part.items())}
+        return {name: value for part in of_all_ranks(mine) for name, value in sorted(part.items())}
 
     def _own_files(self, target: Path) -> Iterator[Path]:
         yield from target.glob(f"__{self._ranks.rank}_*")

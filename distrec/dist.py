@@ -101,10 +101,16 @@ def from_first(make: Callable[[], T]) -> T:
 def together(make: Callable[[], T]) -> T:
     """Run `make` on every rank; if any raises a `UserError`, all ranks raise, and the message is said once."""
     result, error = _attempt(make)
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, _said(error))
+    everyone = of_all_ranks(_said(error))
     _raise_own(error)
     return _unpack(result, everyone)
+
+
+def of_all_ranks(own: T) -> list[T]:
+    """What each rank has, by rank. Every rank must call it."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
 
 
 def refuse(message: str) -> NoReturn:

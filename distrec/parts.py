@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from distrec.dist import Ranks, from_first, together
+from distrec.dist import Ranks, from_first, of_all_ranks, together
 from distrec.errors import UserError
 from distrec.seal import checksum, refuse_to_replace, replacing, seal
 
@@ -34,13 +34,6 @@ def filled_by_all(target: Path, kind: str, ranks: Ranks) -> Iterator[tuple[Path,
             from_first(lambda: _finish(folder, target, kind, facts, files, stack))
         except OSError as error:  # a full disk, say, on this rank
             raise _cannot_write(target, error) from None
-
-
-def of_all_ranks(own: Any) -> list[Any]:
-    """What each rank has, in their order; every rank must call it."""
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
-    return found
 
 
 def _begin(target: Path, kind: str, stack: ExitStack) -> Path:

@@ -49,8 +49,10 @@ def restored(config: Config, ranks: Ranks, folder: Path, step: int | None) -> tu
     return engine, manifest
 
 
-def chosen(checkpoints: Checkpoints, config: Config, folder: Path, step: int | None = None) -> Manifest:
-    """Of a run's checkpoints the one asked for, else the best, else the newest. Every rank must call it.
+def chosen(checkpoints: Checkpoints, config: Config, folder: Path | str, step: int | None = None) -> Manifest:
+    """Of a run's checkpoints the one asked for, else the best, else the newest; `folder` is what messages call it.
+
+    Every rank must call it.
 
     Raises:
         UserError: there is no such checkpoint, or it is of another model.
@@ -78,7 +80,7 @@ def scoring(engine: Engine) -> Callable[[Reader | CatalogueReader], Iterator[Out
     return partial(outputs, make_pipeline(engine), engine)
 
 
-def require_same_model(manifest: Manifest, config: Config, folder: Path) -> None:
+def require_same_model(manifest: Manifest, config: Config, folder: Path | str) -> None:
     """Every rank must call it.
 
     Raises:
@@ -92,7 +94,7 @@ def require_same_model(manifest: Manifest, config: Config, folder: Path) -> None
         )
 
 
-def require_same_numbering(engine: Engine, manifest: Manifest, folder: Path) -> None:
+def require_same_numbering(engine: Engine, manifest: Manifest, folder: Path | str) -> None:
     """Every rank must call it.
 
     Raises:

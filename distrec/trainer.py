@@ -8,10 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from distrec import run_folder
@@ -21,7 +19,7 @@ from distrec.config.check import monitored_metric
 from distrec.config.load import structure
 from distrec.config.schema import Config
 from distrec.data import Reader
-from distrec.dist import Ranks, from_first, lowest, refuse
+from distrec.dist import Ranks, from_first, lowest, of_all_ranks, refuse
 from distrec.draw import Draw
 from distrec.embeddings.shard import release_cached_rows
 from distrec.engine import Engine, open_reader
@@ -291,8 +289,8 @@ class Trainer:
             return
         folder = Path(self.config.train.start_from)
         checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, self.config.checkpoint.keep, self.ranks)
-        manifest = chosen(checkpoints, self.config, folder)
-        require_same_numbering(self.engine, manifest, folder)
+        manifest = chosen(checkpoints, self.config, named := f"{folder} (train.start_from)")
+        require_same_numbering(self.engine, manifest, named)
         self.engine.load(checkpoints, manifest.step, to_train=False)
         self.optimizers.steps, self.optimizers.earlier = 0, manifest.earlier + manifest.step
         if self.ranks.first:
@@ -341,8 +339,7 @@ class Trainer:
 
     def _refuse(self, loss: Tensor, sound: Tensor) -> None:
         """Save what is whole, and say which rank saw what."""
-        seen: list[Any] = [None] * self.ranks.world
-        dist.all_gather_object(seen, None if sound else loss.item())
+        seen = of_all_ranks(None if sound else loss.item())
         where = ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(seen) if value is not None)
         what = "the loss" if any(value is not None and not math.isfinite(value) for value in seen) else "a running statistic"
         done = self.optimizers.steps

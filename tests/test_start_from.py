@@ -100,17 +100,20 @@ def test_it_begins_with_the_best(ranks: dist.Ranks, rows: Path, tmp_path: Path) 
 
 def test_what_cannot_be_started_from_is_refused(ranks: dist.Ranks, rows: Path, tmp_path: Path) -> None:
     first = trained(ranks, rows, tmp_path / "first", train={"steps": 2})
-    with pytest.raises(UserError, match=r"nowhere has no checkpoint yet"):
+    with pytest.raises(UserError, match=r"nowhere \(train\.start_from\) has no checkpoint yet"):
         trained(ranks, rows, tmp_path / "a", train={"steps": 1, "start_from": str(tmp_path / "nowhere")})
     other = {"user": {"rows": 60, "dim": 8, "optimizer": ADAM}, "item": {"rows": 40, "dim": 8}}
-    with pytest.raises(UserError, match=r"in .*first was trained with another config; what differs: tables\.user\.rows \(50"):
+    with pytest.raises(
+        UserError,
+        match=r"in .*first \(train\.start_from\) was trained with another config; what differs: tables\.user\.rows \(50",
+    ):
         trained(ranks, rows, tmp_path / "b", train={"steps": 1, "start_from": str(tmp_path / "first")}, tables=other)
     first.engine.numbering.require({"user": "one"}, "data.train")
     first.optimizers.steps += 1
     first.save()
     (rows.parent / "dataset.json").write_text('{"numbering": {"user": "other"}, "columns": [{"name": "user"}]}')
     try:
-        with pytest.raises(UserError, match=r"checkpoint of step 3 in .*first does not go with data\.train .*in 'user'"):
+        with pytest.raises(UserError, match=r"checkpoint of step 3 in .*first .* does not go with data\.train .*in 'user'"):
             trained(ranks, rows, tmp_path / "c", train={"steps": 1, "start_from": str(tmp_path / "first")})
     finally:
         (rows.parent / "dataset.json").unlink()

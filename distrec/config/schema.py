@@ -245,7 +245,7 @@ class Train(Section):
     start_from: str | None = Field(
         default=None,
         description="folder of another run of the same model and tables: begin with the weights and the optimizer state of its "
-        "best checkpoint, else its newest; to go on with new data, say",
+        "best checkpoint, else its newest; to go on with new data, say, whose ids mean the same",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda when there is one")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast type of the dense part; bf16 on GPU only")

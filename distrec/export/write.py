@@ -14,7 +14,7 @@ import torch
 from distrec.checkpoint import Manifest
 from distrec.config.load import structure
 from distrec.config.schema import Config
-from distrec.dist import Ranks, from_first, together
+from distrec.dist import Ranks, from_first, of_all_ranks, together
 from distrec.embeddings import shard
 from distrec.embeddings.quantize import Precision, quantize, restore
 from distrec.embeddings.table_files import own_rows, write_parts
@@ -23,7 +23,7 @@ from distrec.errors import UserError
 from distrec.export.graph import Graph, export_onnx, export_program
 from distrec.export.vectors import Run, write_item_queries, write_items, write_page, write_queries
 from distrec.models.inputs import InputSpec
-from distrec.parts import filled_by_all, of_all_ranks
+from distrec.parts import filled_by_all
 from distrec.recall.vectors import EXPORT
 from distrec.retrieval.task import query_names, retriever_spec
 from distrec.run_folder import CONFIG

@@ -195,7 +195,7 @@ def _popular(engine: Engine, split: str) -> dict[str, float] | None:
     counts = engine.items.catalogue.train_count
     if counts is None:
         return None
-    score = by_popularity(scoring(engine), torch.from_numpy(counts).float())
+    score = by_popularity(torch.from_numpy(counts).float().to(engine.ranks.device))
     return engine.evaluate(open_reader(engine, split), score).metrics
 
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distrec.data import Dataset, Reader, open_dataset
-from distrec.dist import Ranks, together
+from distrec.dist import Ranks, of_all_ranks, together
 from distrec.engine import Engine, open_reader
 from distrec.errors import UserError
 from distrec.log import logger
-from distrec.parts import filled_by_all, of_all_ranks
+from distrec.parts import filled_by_all
 from distrec.recall.index import VectorIndex
 from distrec.recall.queries import retrieval_of
 from distrec.recall.search import recommend

@@ -9,20 +9,19 @@ from torch import Tensor
 
 from distrec.data import Reader
 from distrec.data.catalogue import CatalogueReader
+from distrec.retrieval.task import lists_of
 from distrec.task import Outputs
 
-Run = Callable[[Reader | CatalogueReader], Iterator[Outputs]]
 
-
-def by_popularity(run: Run, counts: Tensor) -> Run:
-    """Outputs with vectors of one number, so that the score of an item is its `counts` (items,), whoever asks."""
+def by_popularity(counts: Tensor) -> Callable[[Reader | CatalogueReader], Iterator[Outputs]]:
+    """Outputs as a model's, with vectors of one number: the score of an item is its `counts` (items,), whoever asks."""
 
     def outputs(reader: Reader | CatalogueReader) -> Iterator[Outputs]:
-        for output in run(reader):
-            if isinstance(reader, CatalogueReader):
-                rows = output["items"]
-                yield output | {"item": counts.to(rows.device)[rows.clamp(min=0), None]}
+        for given in reader.batches(epochs=1):
+            batch = given.to(counts.device)
+            if batch.items is not None:
+                yield {"item": counts[batch.items.clamp(min=0), None], "items": batch.items}
             else:
-                yield output | {"query": torch.ones_like(output["query"][:, :1])}
+                yield {"query": torch.ones_like(batch.weights)[:, None], "weights": batch.weights} | lists_of(batch)
 
     return outputs

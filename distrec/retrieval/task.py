@@ -64,7 +64,7 @@ class RetrievalHead(nn.Module):
         if not self.training:
             found = {"query": query, "item": item, "items": batch.items, "weights": batch.weights}
             outputs = {name: value for name, value in found.items() if value is not None}
-            return batch.dense.new_zeros(()), outputs | _lists(batch)
+            return batch.dense.new_zeros(()), outputs | lists_of(batch)
         assert query is not None, "a batch to train on has queries"
         assert item is not None, "a batch to train on has items"
         weights = batch.weights[: len(query)]
@@ -117,7 +117,8 @@ class Towers(nn.Module):
         )
 
 
-def _lists(batch: Batch) -> Outputs:
+def lists_of(batch: Batch) -> Outputs:
+    """The lists of items that a batch's queries bring, as values and offsets."""
     if batch.lists is None:
         return {}
     parts = batch.lists.to_dict().items()
