@@ -113,6 +113,29 @@ def test_a_config_for_ids_alone_and_no_valid(distrec: Command, tmp_path: Path) -
     assert (config.retrieval.mask, config.retrieval.category) == (None, None)
 
 
+def test_of_what_nothing_can_be_learned_it_makes_no_feature(distrec: Command, tmp_path: Path) -> None:
+    write_shop(tmp_path)
+    log = pq.read_table(tmp_path / "log.parquet")
+    weight = np.array(log["weight"].to_pylist())
+    weight[7] = np.inf
+    names = ["endless", "same", "none"]
+    for name, values in zip(names, (weight, ["x"] * ROWS, pa.nulls(ROWS, pa.float64())), strict=True):
+        log = log.append_column(name, pa.array(values))
+    pq.write_table(log, tmp_path / "log.parquet")
+    folder = prepare(tmp_path, ("device", *names))
+    ended = distrec("init", folder)
+    assert ended.code == 0, ended.err
+    (tmp_path / "my.toml").write_text(ended.out)
+    config = load(tmp_path / "my.toml")
+    told = {*config.tables, *(feature.name for feature in (*config.features.dense, *config.features.sparse))}
+    assert "device" in told
+    assert not told & set(names)
+    assert "# left out 'endless': infinite in 0." in ended.out
+    assert "# left out 'same': always x" in ended.out
+    assert "# left out 'none': there is no value" in ended.out
+    assert distrec("check", tmp_path / "my.toml").code == 0
+
+
 def test_a_small_catalogue_is_asked_for_fewer_items(distrec: Command, tmp_path: Path) -> None:
     rows = pa.table({"who": ["a", "b"] * 40, "what": [f"i{n // 2}" for n in range(80)], "when": range(80)})
     pq.write_table(rows, tmp_path / "log.parquet")

@@ -15,7 +15,7 @@ from distrec.profile.columns import Column, describe
 from distrec.profile.draft import batch_size, name_of
 from distrec.profile.footers import survey
 from distrec.profile.numeric import DenseDraft, draft_dense
-from distrec.profile.roles import quantity
+from distrec.profile.roles import quantity, why_unlearnable
 from distrec.profile.sample import take_sample
 from distrec.profile.tables import TableDraft, hashed_rows, unique_names
 
@@ -48,6 +48,7 @@ class RetrieverDraft:
     told: Mapping[str, Any]  # dataset.json
     query: Side
     item: Side
+    left_out: Mapping[str, str]  # columns of which nothing can be learned, with the reason
     has_categories: bool
     batch_size: int
 
@@ -91,12 +92,15 @@ def draft_retriever(folder: str, told: Mapping[str, Any]) -> RetrieverDraft:
     item = [entry for entry in features if entry["name"] in of_item]
     looked = _look(f"{folder}/train", [entry["name"] for entry in query])
     looked |= _look(f"{folder}/items", [*(entry["name"] for entry in item), "category"])
+    left_out = {entry["name"]: why for entry in features if (why := why_unlearnable(looked[entry["name"]]))}
+    query, item = ([entry for entry in side if entry["name"] not in left_out] for side in (query, item))
     return RetrieverDraft(
         name=f"{name_of(str(Path(folder).absolute().parent))}-retriever",
         folder=folder,
         told=told,
         query=_side(query, looked, tables),
         item=_side(item, looked, tables),
+        left_out=left_out,
         has_categories="category" in looked and looked["category"].nulls < 1,
         batch_size=batch_size(told["rows"]["train"]),
     )

@@ -55,6 +55,8 @@ def _tables(draft: RetrieverDraft) -> Iterator[str]:
 def _features(draft: RetrieverDraft) -> Iterator[str]:
     names = draft.feature_names()
     yield "[features]"
+    for column, why in draft.left_out.items():
+        yield from remark(f"left out {column!r}: {why}")
     rules = ["nulls stop the run, but where `null` says what stands for them: the median"]
     yield from listed("dense", rules, (dense_line(dense, names) for dense in (*draft.query.dense, *draft.item.dense)))
     yield from listed("sparse", [], (*_of_query(draft, names), *_of_item(draft, names)))

@@ -189,6 +189,15 @@ def _why_unsafe(column: Column, facts: Facts) -> str:
         return "another time"
     if column.kind == "real" and words.is_id(column.name):
         return "ids written as fractional numbers lose digits; write them as integers or text"
+    return _why_infinite(column)
+
+
+def why_unlearnable(column: Column) -> str:
+    """Why nothing can be learned of a column that was named as a feature; empty where that is not so."""
+    return _why_useless(column) or _why_infinite(column)
+
+
+def _why_infinite(column: Column) -> str:
     if column.moments and column.moments.infinite and column.kind == "real":
         return f"infinite in {column.moments.infinite:.2%} of the sampled rows; clean the data"
     return ""
