@@ -79,7 +79,8 @@ def test_a_config_for_columns_of_every_kind(distrec: Command, tmp_path: Path, su
     write_shop(tmp_path, suffix)
     described = ["kind", "price", *(["tags", "words"] if suffix == ".parquet" else [])]
     items = ItemFile(tmp_path / f"items{suffix}", "what", title="name", category="kind", features=described)
-    config = drafted(distrec, prepare(tmp_path, FEATURES, items))
+    data = prepare(tmp_path, FEATURES, items)
+    config = drafted(distrec, data)
     assert config.name == "shop-retriever"
     assert (config.tables["user"].rows, config.tables["item"].rows) == (USERS, ITEMS)
     sparse = {feature.name: feature for feature in config.features.sparse}
@@ -94,6 +95,9 @@ def test_a_config_for_columns_of_every_kind(distrec: Command, tmp_path: Path, su
     transforms = {"weight": "log1p", "member": "none", "price": "none"}
     assert {name: feature.transform for name, feature in dense.items()} == transforms
     assert dense["price"].null == 35  # the median of 1 to 69, which CSV writes as integers
+    rows = pq.read_table(data / "train")
+    medians = {name: np.median(rows[name].to_numpy().astype(float)) for name in ("weight", "member")}  # no row lacks them,
+    assert {name: dense[name].null for name in medians} == pytest.approx(medians, rel=0.005)  # but a history alone does
     assert config.retrieval is not None
     assert set(config.retrieval.item_features) == {"item_id", *described}
     assert (config.retrieval.mask, config.retrieval.query_id, config.retrieval.own_id) == ("seen", "raw_user_id", "raw_id")

@@ -24,15 +24,21 @@ class DenseDraft:
     reason: str
 
 
-def draft_dense(column: Column, reason: str = "") -> DenseDraft:
-    """From a column of numbers."""
+def draft_dense(column: Column, reason: str = "", may_lack: bool = False) -> DenseDraft:
+    """From a column of numbers.
+
+    Args:
+        column: what a sample says of it.
+        reason: why it is a number.
+        may_lack: what is asked may have no such number, though no row lacks it.
+    """
     found = column.moments
     assert found is not None, column.name
     shape = found.transformed
     near = abs(shape.mean) <= NEAR and NARROW <= shape.std <= WIDE
     flag = column.kind == "boolean" or shape.std <= 1e-6
     shift, scale = (0.0, 1.0) if near or flag else (_rounded(shape.mean), _rounded(shape.std))
-    null = _rounded(found.median) if column.nulls or found.missing else None
+    null = _rounded(found.median) if may_lack or column.nulls or found.missing else None
     return DenseDraft(column.name, null, found.transform, shift, scale, _reason(column, found, reason))
 
 

@@ -98,8 +98,8 @@ def draft_retriever(folder: str, told: Mapping[str, Any]) -> RetrieverDraft:
         name=f"{name_of(str(Path(folder).absolute().parent))}-retriever",
         folder=folder,
         told=told,
-        query=_side(query, looked, tables),
-        item=_side(item, looked, tables),
+        query=_side(query, looked, tables, may_lack=True),  # `distrec recall --history` knows none of its numbers
+        item=_side(item, looked, tables, may_lack=False),
         left_out=left_out,
         has_categories="category" in looked and looked["category"].nulls < 1,
         batch_size=batch_size(told["rows"]["train"]),
@@ -119,8 +119,11 @@ def _look(path: str, names: Sequence[str]) -> dict[str, Column]:
     return {facts.name: describe(facts, values, sample) for facts, values in sample.columns(wanted)}
 
 
-def _side(entries: Sequence[Mapping[str, Any]], looked: Mapping[str, Column], tables: Mapping[str, str]) -> Side:
-    dense = [draft_dense(looked[entry["name"]], reason) for entry in entries if (reason := _number(entry, looked)) is not None]
+def _side(
+    entries: Sequence[Mapping[str, Any]], looked: Mapping[str, Column], tables: Mapping[str, str], may_lack: bool
+) -> Side:
+    numbers = [(looked[entry["name"]], reason) for entry in entries if (reason := _number(entry, looked)) is not None]
+    dense = [draft_dense(column, reason, may_lack) for column, reason in numbers]
     sparse = [
         SparseDraft(looked[entry["name"]], _table(entry, looked[entry["name"]], tables[entry["name"]]))
         for entry in entries

@@ -58,6 +58,8 @@ def _features(draft: RetrieverDraft) -> Iterator[str]:
     for column, why in draft.left_out.items():
         yield from remark(f"left out {column!r}: {why}")
     rules = ["nulls stop the run, but where `null` says what stands for them: the median"]
+    if draft.query.dense:
+        rules.append("the query's have one, for `distrec recall --history` knows no number of whom it is asked for")
     yield from listed("dense", rules, (dense_line(dense, names) for dense in (*draft.query.dense, *draft.item.dense)))
     yield from listed("sparse", [], (*_of_query(draft, names), *_of_item(draft, names)))
 
