@@ -283,11 +283,13 @@ class Trainer:
         """At the first step: with new weights, or with all that another run has learned (`train.start_from`).
 
         Raises:
-            UserError: that run has no checkpoint, or it is of another model or of ids that are numbered otherwise.
+            UserError: there is no such run, it has no checkpoint, or it is of another model or of ids numbered otherwise.
         """
         if self.config.train.start_from is None:
             return
         folder = Path(self.config.train.start_from)
+        if not from_first(folder.is_dir):
+            refuse(f"train.start_from: there is no folder {folder}; name a run's, which `distrec train` printed")
         checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, self.config.checkpoint.keep, self.ranks)
         manifest = chosen(checkpoints, self.config, named := f"{folder} (train.start_from)")
         require_same_numbering(self.engine, manifest, named)

@@ -100,8 +100,11 @@ def test_it_begins_with_the_best(ranks: dist.Ranks, rows: Path, tmp_path: Path) 
 
 def test_what_cannot_be_started_from_is_refused(ranks: dist.Ranks, rows: Path, tmp_path: Path) -> None:
     first = trained(ranks, rows, tmp_path / "first", train={"steps": 2})
-    with pytest.raises(UserError, match=r"nowhere \(train\.start_from\) has no checkpoint yet"):
+    with pytest.raises(UserError, match=r"train\.start_from: there is no folder .*nowhere; name a run's"):
         trained(ranks, rows, tmp_path / "a", train={"steps": 1, "start_from": str(tmp_path / "nowhere")})
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match=r"nothing \(train\.start_from\) has no checkpoint yet"):
+        trained(ranks, rows, tmp_path / "d", train={"steps": 1, "start_from": str(tmp_path / "nothing")})
     other = {"user": {"rows": 60, "dim": 8, "optimizer": ADAM}, "item": {"rows": 40, "dim": 8}}
     with pytest.raises(
         UserError,
