@@ -99,6 +99,13 @@ def recall(
         raise UserError("--out is for --report and --all: what --query and --history find is printed")
     if export and not report:
         raise UserError("--export is for --report: recommendations come from --index")
+    if report and k is not None:
+        raise UserError("-k is for recommendations; the report measures at each of retrieval.ks: retrieval.ks=[10,50]")
+    if as_json and not asked:
+        written = "report.json" if report else "Parquet, and manifest.json beside it"
+        raise UserError(
+            f"--json is for --query and --history, which print; {'--report' if report else '--all'} writes {written}"
+        )
     config = run_folder.saved_config(run, overrides or [])
     with ranks_of(config, run) as ranks:
         from distrec.recall.command import recommend_items, recommend_to_all, write_report

@@ -217,13 +217,22 @@ def test_where_nothing_is_to_be_found_the_report_says_so(
         (["--query", "ann"], "no query 'ann' in column 'user_id' of data.valid"),
         (["--query", "7", "--query", "9" * 20], f"no query {'9' * 20!r} in column"),  # no int64
         (["--history", ""], "--history is empty: name items of the catalogue"),
-        (["--history", "3,77"], "item '77' is not in the catalogue (retrieval.items)"),
+        (
+            ["--history", "3,77"],
+            "item '77' is not in the catalogue: column 'item_id' of retrieval.items has no such id; leave it out",
+        ),
         (["--history", "3"], "--history needs a model that reads one"),
         (["--query", "7", "-k", "41"], "-k 41, and the index has 40 items"),
         (["retrieval.query_id=none", "--query", "7"], "no column 'none' (retrieval.query_id)"),
         ([], "say for whom: --query USER, --history ITEM,ITEM,…, --all test or --report"),
         (["--report", "--query", "7"], "--report, --all, and --query with --history are three questions; ask one at a time"),
         (["--report", "--all", "valid"], "--report, --all, and --query with --history are three questions"),
+        (
+            ["--report", "-k", "5"],
+            "-k is for recommendations; the report measures at each of retrieval.ks: retrieval.ks=[10,50]",
+        ),
+        (["--report", "--json"], "--json is for --query and --history, which print; --report writes report.json"),
+        (["--all", "valid", "--json"], "which print; --all writes Parquet, and manifest.json beside it"),
         (["--all", "test"], "the run has no data.test; name the queries: distrec recall RUN --all test data.test=PATH"),
         (["--all", "valid", "-k", "41"], "-k 41, and the index has 40 items"),
         (["--all", "valid", "retrieval.query_id=none"], "no column 'none' (retrieval.query_id)"),

@@ -106,7 +106,9 @@ def find_items(catalogue: Catalogue, ids: Sequence[str]) -> np.ndarray:
     """
     places = places_of(catalogue.own_ids.cast(pa.large_string()), ids)
     if missing := [text for text in ids if text not in places]:
-        raise UserError(f"item {missing[0]!r} is not in the catalogue (retrieval.items)")
+        more = f" and {len(missing) - 1:,} more are" if len(missing) > 1 else " is"
+        where = f"column {catalogue.own_column!r} of retrieval.items has no such id"
+        raise UserError(f"item {missing[0]!r}{more} not in the catalogue: {where}; leave {'them' if missing[1:] else 'it'} out")
     return np.array([places[text] for text in ids], np.int64)
 
 
