@@ -92,8 +92,9 @@ def test_all_that_is_read_must_agree_and_what_says_nothing_agrees() -> None:
     numbering.require({}, "data.valid")
     numbering.require({"user_id": "u1", "item_id": "i1"}, "data.train")
     assert numbering.numbers == {"user_id": "u1", "item_id": "i1"}
-    with pytest.raises(UserError, match=r"^data\.test does not go with data\.train: a number in 'user_id' stands for"):
+    with pytest.raises(UserError, match=r"^data\.test does not go with data\.train: a number in 'user_id' stands for") as error:
         numbering.require({"user_id": "u2"}, "data.test")
+    assert "Name files of one `distrec prepare` (data.train, data.valid, data.test, retrieval.items)" in str(error.value)
 
 
 def write_split(folder: Path, said: str | None) -> Path:

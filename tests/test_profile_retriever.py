@@ -178,3 +178,10 @@ def test_what_is_no_folder_of_a_retriever_is_said(
     (tmp_path / "damaged" / "dataset.json").write_text("{")
     ended = distrec("init", *words)
     assert (ended.code, message in ended.err) == (2, True), ended.err
+
+
+def test_inspect_does_not_look_for_a_label_in_it(distrec: Command, tmp_path: Path) -> None:
+    write_shop(tmp_path)
+    data = prepare(tmp_path)
+    ended = distrec("inspect", data)
+    assert (ended.code, ended.err.startswith("distrec: inspect looks for what gives a label away")) == (2, True), ended.err

@@ -58,6 +58,7 @@ class Numbering:
             if said != known:
                 raise UserError(
                     f"{where} does not go with {first}: a number in {column!r} stands for one thing here and for another "
-                    "there, for `distrec prepare` numbers anew when its log or its items change. Name files of the `distrec "
-                    "prepare` that the run was trained on (data.train, data.valid, data.test, retrieval.items), or train anew"
+                    "there, for `distrec prepare` numbers anew when its log or its items change. Name files of one `distrec "
+                    "prepare` (data.train, data.valid, data.test, retrieval.items), for a run that is trained those of its "
+                    "training, or train anew"
                 )

@@ -18,9 +18,15 @@ from distrec.profile.draft import look_at
 from distrec.profile.footers import Facts, Survey, ranges, survey_files
 from distrec.profile.leaks import SharedRows, feature_aucs, shared_rows, too_good
 from distrec.profile.rates import Period, label_rates
+from distrec.profile.retriever import description_of
 from distrec.profile.roles import Purpose, Role, Roles
 from distrec.profile.sample import Sample, take_sample
 from distrec.profile.splits import SPLITS, Split, overlap
+
+NO_LABEL = (
+    "inspect looks for what gives a label away, and the rows of a retriever have none; distrec check reads its files, "
+    "and for a column as a label: distrec inspect PARQUET --label COLUMN"
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,12 @@ class Inspection:
 
 
 def inspect_files(paths: Sequence[str], label: str | None = None, time: str | None = None) -> Inspection:
-    """Of Parquet files. Raises `UserError` as `distrec.profile.draft.look_at` does."""
+    """Of Parquet files.
+
+    Raises `UserError` as `distrec.profile.draft.look_at` does, and for a folder that was prepared for a retriever.
+    """
+    if label is None and description_of(paths) is not None:
+        raise UserError(NO_LABEL)
     look = look_at(paths, label, time)
     said = [look.splits.warning] if look.splits.warning else []
     return _inspection(look.survey, look.splits.files, look.roles, look.columns, look.sample, {}, said)
@@ -52,10 +63,7 @@ def inspect_config(config: Config) -> Inspection:
     config is a retriever's.
     """
     if config.retrieval is not None:
-        raise UserError(
-            "inspect looks for what gives a label away, and the rows of a retriever have none; distrec check reads its files, "
-            "and for a column as a label: distrec inspect PARQUET --label COLUMN"
-        )
+        raise UserError(NO_LABEL)
     named: dict[Split, tuple[str, ...]] = {split: getattr(config.data, split) for split in SPLITS}
     retries = config.data.retries
     sources: dict[Split, list[Source]] = {
