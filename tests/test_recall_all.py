@@ -58,7 +58,8 @@ def test_queries_need_no_targets_and_names_may_be_text(
     asked = ["recall", run, f"data.test={tmp_path / 'new.parquet'}", "retrieval.query_id=name", "--all", "test", "-k", "39"]
     ended = distrec(*asked)
     assert ended.code == 0, ended.err
-    assert f"wrote {run / 'recommended'}: the best 39 for 60 queries of data.test, in one file: part-00000.parquet" in ended.out
+    assert f"wrote {run / 'recommended/lists'}: the best 39 for 60 queries of data.test, in one file" in ended.out
+    assert pq.read_table(run / "recommended/lists").num_rows == 60  # as any reader takes a folder
     found = written(run / "recommended")
     assert [row["name"] for row in found] == names.to_pylist()
     seen = [len(set(row["seen"])) for row in rows.to_pylist()]

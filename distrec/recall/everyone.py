@@ -27,6 +27,7 @@ from distrec.trained import scoring
 
 KIND = "distrec recall --all"
 ITEMS, SCORES = "items", "scores"
+LISTS = "lists"  # a folder of its own, for readers of Parquet take every file of a folder for a part
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class _Part:
     """This rank's file."""
 
     def __init__(self, folder: Path, rank: int, named: Dataset, reader: Reader):
-        self._file, self._column = f"part-{rank:05d}.parquet", named.schema.field(0)
+        self._file, self._column = f"{LISTS}/part-{rank:05d}.parquet", named.schema.field(0)
         self._path, self._writer = folder / self._file, None
+        self._path.parent.mkdir(exist_ok=True)
         self._names = _Stream(named.read(reader.pieces(), reader.data.verify_checksums), self._column.type)
         self.rows = self._short = self._zero = 0
 

@@ -41,8 +41,9 @@ def recommended(said: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 def recommended_to_all(folder: str, facts: Mapping[str, Any]) -> None:
     """What `distrec recall --all` wrote."""
-    files = f"one file: {facts['parts'][0]}" if len(facts["parts"]) == 1 else f"{len(facts['parts'])} files: part-*.parquet"
-    console.print(f"wrote {folder}: the best {facts['k']} for {facts['rows']:,} {_queries_of(facts['split'])}, in {files}")
+    files = "one file" if len(facts["parts"]) == 1 else f"{len(facts['parts'])} files"
+    where = f"{folder}/{facts['parts'][0].partition('/')[0]}"
+    console.print(f"wrote {where}: the best {facts['k']} for {facts['rows']:,} {_queries_of(facts['split'])}, in {files}")
     if facts["zero"]:
         console.print(f"  warning: {facts['zero']:,} of them have a zero vector: the model knows no feature of them")
     if facts["short"]:
