@@ -79,10 +79,18 @@ def test_a_log_becomes_recommendations(
         told = json.loads(distrec("recall", "runs/mine-retriever", "--history", "sku-3,sku-4", "-k", "48", "--json").out)
         asked = json.loads(distrec("recall", "runs/mine-retriever", "--query", customer, "-k", left, "--json").out)
         by_number = distrec("recall", "runs/mine-retriever", "retrieval.query_id=user_id", "--query", customer)
+        now = ["recall", "runs/mine-retriever", "data.test=data/mine/retrieval/now"]
+        latest = json.loads(distrec(*now, "--query", customer, "-k", left, "--json").out)
+        everybody = distrec(*now, "--all", "test")
         unknown = distrec("recall", "runs/mine-retriever", "--query", "customer-999")
     for section in block("toml", "[retrieval]\nitems").split("\n\n"):
         assert section in drafted.out
     assert {item["item"] for item in asked["items"]} == {f"sku-{n}" for n in range(ITEMS)} - seen
+    log = pq.read_table("clicks")
+    had = {s for c, s in zip(*(log[name].to_pylist() for name in ("customer", "sku")), strict=True) if c == customer}
+    assert {item["item"] for item in latest["items"]} == {f"sku-{n}" for n in range(ITEMS)} - had
+    assert len(had) > len(seen)
+    assert f"for {len(log['customer'].unique())} queries of data.test" in everybody.out
     assert (by_number.code, unknown.code) == (2, 2)
     said = f"no query {customer!r} in column 'user_id' of data.test and data.valid; column 'raw_user_id' has it: add "
     assert said + "retrieval.query_id=raw_user_id" in by_number.err

@@ -137,7 +137,7 @@ def test_the_description_counts_what_no_training_prepares_for(tmp_path):
         [[write(tmp_path / "log.parquet", log)]], tmp_path, columns=COLUMNS, splitting=Splitting("temporal", valid=0, test=0.5)
     )
     content = json.loads(prepared.description.read_text())
-    assert content["rows"] == {"train": 2, "test": 2, "items": 3, "users": 2}
+    assert content["rows"] == {"train": 2, "test": 2, "items": 3, "users": 2, "now": 2}
     assert (content["interactions"], content["repeats_dropped"]) == (5, 1)
     assert (content["valid_from"], content["test_from"]) == (9, 9)
     test = {"users_without_query": 0, "without_history": 1, "targets": 3, "targets_never_trained_on": 2}
@@ -152,6 +152,33 @@ def test_queries_name_users_as_the_log_does_and_training_rows_do_not(tmp_path, t
     assert {"name": "raw_user_id", "type": kind, "role": "text"} in content["query_columns"]
     assert "raw_user_id" not in {column["name"] for column in content["columns"]}
     assert str(pq.read_table(prepared.folder / "test").schema.field("raw_user_id").type) == kind
+
+
+@pytest.mark.parametrize("repeats", ["first", "all"])
+@pytest.mark.parametrize("longest", [3, 50])
+def test_now_has_everybody_with_all_that_they_have_had(tmp_path, small_buckets, repeats, longest):
+    log = drawn_log()
+    path = write(tmp_path / "log.parquet", log, price=pa.array([n / 2 for n in range(len(log))]))
+    columns = LogColumns("who", "what", "when", ["price"])
+    prepared = interactions(
+        [[path]], tmp_path, columns=columns, repeats=repeats, max_history=longest, splitting=Splitting("temporal")
+    )
+    item = [row["raw_id"] for row in read(prepared.folder, "items")]
+    number = {row["raw_id"]: row["user_id"] for row in read(prepared.folder, "users")}
+    found = {row["raw_user_id"]: row for row in read(prepared.folder, "now")}
+    had = {user: [] for user in number}
+    for place, (user, what, time, _) in sorted(enumerate(log), key=lambda row: row[1][2]):
+        if repeats == "all" or what not in [known for known, *_ in had[user]]:
+            had[user].append((what, time, place))
+    assert len(found) == prepared.rows["now"] == len(number)
+    for user, row in found.items():
+        assert (row["user_id"], set(row)) == (number[user], {*("user_id", "raw_user_id", "price", "history_item_id", "seen")})
+        seen = [item[i] for i in row["seen"]]
+        if repeats == "first":
+            assert seen == [what for what, *_ in had[user]]
+        assert set(seen) == {what for what, *_ in had[user]}
+        assert [item[i] for i in row["history_item_id"]] == seen[-longest:]
+        assert row["price"] in [place / 2 for what, time, place in had[user] if (what, time) == (seen[-1], had[user][-1][1])]
 
 
 def test_train_counts_count_the_rows_that_are_trained_on(tmp_path):

@@ -235,4 +235,4 @@ def test_a_log_of_one_moment_cannot_be_cut_by_time(tmp_path):
 
 def test_users_with_one_interaction_are_trained_on_and_not_asked_for(tmp_path):
     rows = {"user": [1, 2, 3], "item": [7, 8, 9], "time": [1, 2, 3]}
-    assert prepare(tmp_path, parquet(tmp_path / "log.parquet", **rows)).rows == {"train": 3, "items": 3, "users": 3}
+    assert prepare(tmp_path, parquet(tmp_path / "log.parquet", **rows)).rows == {"train": 3, "items": 3, "users": 3, "now": 3}

@@ -248,7 +248,7 @@ def test_the_command_prints_both(told: Any, tmp_path: Path) -> None:
     assert ended.code == 0
     assert ended.err.startswith("warning: column 'time': times go from 0 (1970-01-01")
     wrote, times, following = ended.out.splitlines()
-    assert wrote.startswith(f"wrote {tmp_path / 'out' / 'retrieval'}: train 6, valid 2, test 2, items 10, users 2 rows;")
+    assert wrote.startswith(f"wrote {tmp_path / 'out' / 'retrieval'}: train 6, valid 2, test 2, items 10, users 2, now 2 rows;")
     read = "(integers, read as seconds since 1970)"
     assert following == f"  next: distrec init {tmp_path / 'out' / 'retrieval'} > my.toml drafts a config that trains on it"
     assert times == f"  times: 1970-01-01 00:00:00 UTC to 2024-05-01 00:00:08 UTC {read}"

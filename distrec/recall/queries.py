@@ -22,7 +22,7 @@ from distrec.data.single import Row, encode_row, find_rows, no_row, places_of
 from distrec.engine import Engine, reading_of
 from distrec.errors import UserError
 from distrec.prepare.description import RAW_USER
-from distrec.retrieval.retriever import MASK, Reading, query_use
+from distrec.retrieval.retriever import MASK, TARGETS, Reading, query_use
 
 SPLITS = ("test", "valid")  # where a user is looked for: the later the split, the more is known of a user
 
@@ -119,6 +119,7 @@ def _look_up(engine: Engine, use: Use, users: Sequence[str], split: str) -> dict
     if not paths:
         return {}
     how = reading_of(config, engine.layout, engine.items, split)
+    how = replace(how, items=tuple(items for items in how.items if items.name != TARGETS))
     wanted = [use, *(items.use() for items in how.items), *uses(config.data, how.present, ())]
     dataset = open_dataset(paths, wanted, config.data.retries, f"data.{split}")
     engine.numbering.require(dataset.numbering, f"data.{split} ({', '.join(paths)})")
@@ -135,7 +136,7 @@ def _instead(config: Config, use: Use, user: str) -> str:
                 return f"column {RAW_USER!r} has it: add retrieval.query_id={RAW_USER}"
     return (
         "for a user that the model has never seen, or who had too little to hold out, ask by what is known: "
-        "--history ITEM,ITEM,…"
+        "--history ITEM,ITEM,…; or with data.test=FOLDER/now, where `distrec prepare interactions` has put all users of its log"
     )
 
 

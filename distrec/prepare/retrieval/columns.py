@@ -32,6 +32,7 @@ class Columns:
     queries: tuple[Column, ...]
     items: tuple[Column, ...]
     users: tuple[Column, ...]
+    now: tuple[Column, ...]
 
 
 def columns(catalogue: Catalogue, profile: Sequence[Column], users: int | None, raw_user: pa.DataType) -> Columns:
@@ -55,4 +56,5 @@ def columns(catalogue: Catalogue, profile: Sequence[Column], users: int | None, 
         queries=(user, Column(RAW_USER, raw_user, "text"), *profile, history, targets, seen),
         items=(item, *catalogue.features, *texts, Column("train_count", pa.int64(), "count")),
         users=(user, Column("raw_id", raw_user, "text")),
+        now=(user, Column(RAW_USER, raw_user, "text"), *profile, history, seen),
     )

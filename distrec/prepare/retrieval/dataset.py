@@ -41,7 +41,9 @@ class Rows:
 
 
 class RetrievalWriter:
-    """Fills a folder with `train`, `valid`, `test`, `items`, `users` and `dataset.json`. A split without rows is left out.
+    """Fills a folder with `train`, `valid`, `test`, `items`, `users` and `dataset.json`, and `now` where it is asked for.
+
+    A split without rows is left out.
 
     `train_count` of an item is its rows in `train`: what is trained on, which is what samplers and popularity mean by it. An
     interaction that `min_history` leaves out is not among them, though histories may show its item.
@@ -55,6 +57,7 @@ class RetrievalWriter:
         total: int,
         profile: Sequence[Column] = (),
         raw_user: pa.DataType | None = None,
+        now: bool = False,
         progress: Progress = no_progress,
     ) -> None:
         """Take what is known before the interactions.
@@ -66,11 +69,12 @@ class RetrievalWriter:
             total: interactions to come; row groups are sized for so many.
             profile: columns of the interactions that describe the user or the moment.
             raw_user: type of the users' own ids; default: int64.
+            now: also write `now`: a query without targets for each user, who has had all there is.
             progress: called with (interactions written, `total`).
         """
         self._folder, self._catalogue, self._rows, self._total = folder, catalogue, rows, total
         self._profile, self._raw_user, self._progress = profile, raw_user or pa.int64(), progress
-        self._columns = columns(catalogue, profile, None, self._raw_user)
+        self._columns, self._now = columns(catalogue, profile, None, self._raw_user), now
         features = catalogue.frame.select(c.name for c in catalogue.features).to_arrow()
         self._features = features.cast(arrow_schema(catalogue.features)) if catalogue.features else features
         self._draw = np.random.default_rng(rows.seed)
@@ -102,6 +106,8 @@ class RetrievalWriter:
         for number, name in enumerate(SPLITS[1:], start=1):
             for block in self._queries(interactions, users, sequences, number):
                 self._write(name, block)
+        for block in self._everybody(interactions, users, sequences) if self._now else ():
+            self._write("now", block)
         self._user_order.add(users["raw_id"])
         self._write("users", users.to_arrow().cast(arrow_schema(self._columns.users)))
         self._done += interactions.height
@@ -118,7 +124,7 @@ class RetrievalWriter:
         for block in self._items().iter_slices(max(1, row_group_rows(self._catalogue.items))):
             self._write("items", block.to_arrow().cast(arrow_schema(self._columns.items)))
         self._stack.close()
-        counts = {part: self._open[part].rows for part in (*SPLITS, "items", "users") if part in self._open}
+        counts = {part: self._open[part].rows for part in (*SPLITS, "items", "users", "now") if part in self._open}
         full = columns(self._catalogue, self._profile, counts["users"], self._raw_user)
         facts |= {
             "max_history": self._rows.max_history,
@@ -168,6 +174,14 @@ class RetrievalWriter:
             self._targets[SPLITS[split]] += np.bincount(lists["targets"].values, minlength=self._catalogue.items)
             frame = interactions[block].join(own, "user_id", how="left", maintain_order="left")
             yield _table(self._columns.queries, frame, self._features[:0], history_item_id=history, **lists)
+
+    def _everybody(self, interactions: pl.DataFrame, users: pl.DataFrame, sequences: Sequences) -> Iterator[pa.Table]:
+        rows, own = sequences.latest(), users.rename({"raw_id": RAW_USER})
+        in_all = len(rows) * self._total // max(1, interactions.height)
+        for block in _pieces(rows, row_group_rows(in_all), interactions.height // max(1, len(rows))):
+            lists = {"history_item_id": sequences.histories_with(block), "seen": sequences.seen_with(block)}
+            frame = interactions[block].join(own, "user_id", how="left", maintain_order="left")
+            yield _table(self._columns.now, frame, self._features[:0], **lists)
 
     def _write(self, part: str, block: pa.Table) -> None:
         if part not in self._open:

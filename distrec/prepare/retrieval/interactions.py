@@ -51,7 +51,7 @@ def interactions(
     progress: Progress = no_progress,
     read_progress: Progress = no_progress,
 ) -> Prepared:
-    """Write OUT/retrieval/{train,valid,test,items,users}.
+    """Write OUT/retrieval/{train,valid,test,now,items,users}.
 
     The log is read once and dealt by user to files of about a million rows in OUT, which are then built one at a time. Memory
     holds one of them and the catalogue; a user's interactions are never divided. Rows of one user and one moment keep the
@@ -88,7 +88,8 @@ def interactions(
             catalogue, unknown = _catalogue(log, items, found, unknown_items)
             split, facts, begins = _split(splitting, buckets)
             sequence, raw_user = _Sequence(catalogue, split, repeats), IDS[log.kind(columns.user)]
-            with RetrievalWriter(partial, catalogue, rows, buckets.rows, log.profile(), raw_user, progress) as writer:
+            of_log = catalogue, rows, buckets.rows, log.profile(), raw_user
+            with RetrievalWriter(partial, *of_log, now=True, progress=progress) as writer:
                 for bucket in buckets.frames():
                     writer.add(*sequence.of(bucket))
                 counts = writer.finish(

@@ -46,6 +46,10 @@ class Sequences:
         """The queries of a split: one a user that has targets there."""
         return np.flatnonzero((self._split == split) & (self._split_first == np.arange(len(self._split))))
 
+    def latest(self) -> Ints:
+        """The last interaction of each user."""
+        return np.flatnonzero(np.append(self._first[1:], len(self._first)) != self._first)
+
     def train_histories(self, rows: Ints) -> pa.ListArray:
         """(n,) the newest items before each training row, oldest first; without an order, a sample of the user's others."""
         return self._before(rows) if self._ordered else self._others(rows)
@@ -61,6 +65,14 @@ class Sequences:
     def seen(self, queries: Ints) -> pa.ListArray:
         """(n,) each query's items in earlier splits."""
         return self._lists(self._first[queries], queries)
+
+    def histories_with(self, rows: Ints) -> pa.ListArray:
+        """(n,) the newest items up to each row, its own the last."""
+        return self._lists(np.maximum(self._first[rows], rows + 1 - self.longest), rows + 1)
+
+    def seen_with(self, rows: Ints) -> pa.ListArray:
+        """(n,) all items up to each row."""
+        return self._lists(self._first[rows], rows + 1)
 
     def _before(self, rows: Ints) -> pa.ListArray:
         return self._lists(np.maximum(self._first[rows], rows - self.longest), rows)
