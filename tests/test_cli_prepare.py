@@ -49,7 +49,7 @@ def test_ids_are_taken_literally_when_told(distrec: Command, log: list[object], 
     assert (refused.code, "log.csv, line 30: column 'who' holds 'NA'" in refused.err) == (2, True)
     ended = distrec(*words, "--literal-ids")
     assert ended.code == 0, ended.err
-    assert "items 8, users 5 rows" in ended.out
+    assert "items 8, users 5, now 5 rows" in ended.out
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_files_of_ones_own_are_a_split(distrec: Command, log: list[object], tmp_
     words = [*log, "--out", tmp_path, "--valid", tmp_path / "valid.csv", "--test", tmp_path / "test.csv", "--repeats", "all"]
     ended = distrec(*words)
     assert ended.code == 0, ended.err
-    assert "train 28, valid 1, test 2, items 7, users 5 rows" in ended.out.replace("\n", " ")
+    assert "train 28, valid 1, test 2, items 7, users 5, now 5 rows" in ended.out.replace("\n", " ")
     ended = distrec(*words, "--overwrite", "--split", "temporal")
     assert (ended.code, "--valid and --test are a split already" in ended.err) == (2, True)
 
