@@ -16,6 +16,8 @@ from distrec.log import DEPENDENCY_WARNINGS
 if TYPE_CHECKING:
     from command import Command
 
+    from distrec.dist import Ranks
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error")
@@ -41,6 +43,15 @@ def sharding_on(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         return done[ranks]
 
     return outcome
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    """This process as the only rank there is."""
+    from single_rank import alone  # loads torch, too
+
+    with alone() as found:
+        yield found
 
 
 @pytest.fixture

@@ -16,18 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from single_rank import alone, make
+from single_rank import make
 from small_run import write_rows
 
 from distrec import checkpoint, dist, seal
 from distrec.checkpoint import Checkpoints, Manifest, differences
 from distrec.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dist.Ranks]:
-    with alone() as found:
-        yield found
 
 
 def manifest(step: int, **more: Any) -> Manifest:

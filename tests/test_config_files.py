@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from single_rank import alone
 
 from distrec import dist
 from distrec.config.check import find_faults
@@ -70,12 +69,6 @@ PREPARE: dict[str, Callable[[Path], object]] = {  # folder under data/ -> how to
     "criteo-tb": prepare_criteo,
     "criteo-kaggle": lambda out: criteo([given("criteo-kaggle-10k.tsv.gz")], out),
 }
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dist.Ranks]:
-    with alone() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
-from single_rank import alone
 
 from distrec import dist
 from distrec.config.retrieval import Retrieval
@@ -18,12 +15,6 @@ from distrec.retrieval.evaluate import collect_queries, evaluate_retrieval
 
 ITEMS, DIM = 30, 4
 Output = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dist.Ranks]:
-    with alone() as found:
-        yield found
 
 
 def vectors(rows: int, seed: int) -> torch.Tensor:

@@ -7,13 +7,11 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from single_rank import alone
 from small_run import values
 
 from distrec import dist
@@ -23,12 +21,6 @@ from distrec.errors import UserError
 from distrec.export import write
 from distrec.recall.vectors import EXPORT
 from distrec.seal import seal, unseal
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dist.Ranks]:
-    with alone() as found:
-        yield found
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from single_rank import alone, lines
+from single_rank import lines
 from small_retrieval import GENRES, ITEMS, USERS, retrieval_values, write_retrieval
 
 from distrec import dist
@@ -29,12 +28,6 @@ from distrec.retrieval.exact import Share
 from distrec.trained import score
 from distrec.trainer import Trainer, build
 from distrec.validate import validate
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dist.Ranks]:
-    with alone() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

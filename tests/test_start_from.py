@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from single_rank import alone, make
+from single_rank import make
 from small_run import ROWS, write_rows
 from torchrec.distributed.types import ShardedTensor
 
@@ -19,12 +19,6 @@ from distrec.trainer import Trainer
 
 EPOCH = math.ceil(ROWS / 64)
 ADAM = {"name": "adam", "lr": 0.01}
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dist.Ranks]:
-    with alone() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

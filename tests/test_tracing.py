@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from single_rank import alone, lines, make
+from single_rank import lines, make
 from small_run import write_rows
 
 from distrec import dist
 from distrec.config.schema import Profile
 from distrec.tracing import NullTrace, Trace, trace_of
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dist.Ranks]:
-    with alone() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from single_rank import alone, lines, make, summary
+from single_rank import lines, make, summary
 from small_run import ROWS, values, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed._shard.sharded_tensor import ShardedTensor
@@ -27,12 +26,6 @@ from distrec.trained import score
 from distrec.trainer import Trainer
 
 EPOCH = math.ceil(ROWS / 64)
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dist.Ranks]:
-    with alone() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
