@@ -23,18 +23,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from benchmarks.quality_markdown import render
 from benchmarks.quality_rows import DATASETS
 from benchmarks.report import RESULTS, machine, versions
 from distrec import dist, log
 from distrec.config.load import load
 from distrec.config.schema import Config
-from distrec.engine import Engine, open_reader
+from distrec.engine import Engine
 from distrec.errors import UserError
 from distrec.json_out import to_json
-from distrec.retrieval.popular import by_popularity
+from distrec.recall.command import most_popular
 from distrec.run_folder import SUMMARY, saved_config
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     for folder in chosen.folders:
         keep(finished(folder), chosen.record, chosen.document)
     if chosen.popular:
-        found = {dataset.title: most_popular(dataset.rows[0].config) for dataset in DATASETS}
+        found = {dataset.title: popular(dataset.rows[0].config) for dataset in DATASETS}
         write(read(chosen.record) | {"popular": found}, chosen.record, chosen.document)
     for config, seed in () if chosen.folders or chosen.popular else _wanted(chosen):
         with TemporaryDirectory() as folder:
@@ -62,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     return chosen.document
 
 
-def most_popular(config: str) -> dict[str, float]:
+def popular(config: str) -> dict[str, float] | None:
     """The metrics on data.test of giving everyone the items of most training rows, less those that a config masks.
 
     Raises:
@@ -71,10 +69,7 @@ def most_popular(config: str) -> dict[str, float]:
     run = load(ROOT / "configs" / f"{config}.toml", ["train.device=cpu"])
     log.quiet_dependencies()
     try:
-        engine = Engine.build(run, dist.start("cpu", run.train.timeout_s))
-        assert engine.items is not None
-        counts = torch.from_numpy(engine.items.catalogue.train_count).float()
-        return engine.evaluate(open_reader(engine, "test"), by_popularity(counts)).metrics
+        return most_popular(Engine.build(run, dist.start("cpu", run.train.timeout_s)), "test")
     finally:
         dist.stop()
 

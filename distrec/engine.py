@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from distrec.config.layout import Layout, layout
 from distrec.config.schema import Config
 from distrec.data import Dataset, Reader
 from distrec.data.catalogue import CatalogueReader
+from distrec.data.columns import Use
 from distrec.data.neighbours import Neighbours
 from distrec.data.numbering import Numbering
 from distrec.dist import Ranks, from_first, together
@@ -333,9 +334,9 @@ def reading_of(config: Config, features: Layout, items: Items | None, split: str
     return reading(config.retrieval, items, features, split)
 
 
-def open_split(config: Config, how: Reading, split: str, numbering: Numbering) -> Dataset:
-    """The files of a split, checked against what the config reads of them and how all else that is read is numbered."""
-    uses = (*data.uses(config.data, how.present, labels(config)), *(use.use() for use in how.items))
+def open_split(config: Config, how: Reading, split: str, numbering: Numbering, more: Sequence[Use] = ()) -> Dataset:
+    """The files of a split, checked against what the config and `more` read of them, and against how all else is numbered."""
+    uses = (*more, *data.uses(config.data, how.present, labels(config)), *(use.use() for use in how.items))
     dataset = data.open_dataset(paths := getattr(config.data, split), uses, config.data.retries, key := f"data.{split}")
     numbering.require(dataset.numbering, f"{key} ({', '.join(paths)})")
     if split == "train" and dataset.rows < config.data.batch_size:

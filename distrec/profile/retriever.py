@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from distrec.errors import UserError
+from distrec.prepare.description import FILE
 from distrec.profile.columns import Column, describe
 from distrec.profile.draft import batch_size, name_of
 from distrec.profile.footers import survey
@@ -68,7 +69,7 @@ def description_of(paths: Sequence[str]) -> dict[str, Any] | None:
     Raises:
         UserError: it cannot be read.
     """
-    path = Path(paths[0]) / "dataset.json"
+    path = Path(paths[0]) / FILE
     if len(paths) > 1 or not path.is_file():
         return None
     try:

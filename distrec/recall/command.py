@@ -154,7 +154,7 @@ def write_report(
     from_first(lambda: refuse_unwritable(out or run / REPORT))
     found, engine = open_index(config, ranks, run, index)
     quality = engine.evaluate(open_reader(engine, split), scoring(engine))
-    popular = _popular(engine, split)
+    popular = most_popular(engine, split)
 
     def write() -> Path:
         export = Export.open(source or run / FOLDER)
@@ -189,8 +189,11 @@ def write_report(
         screen.console.print(f"wrote {folder}: report.md, report.json, recall.png")
 
 
-def _popular(engine: Engine, split: str) -> dict[str, float] | None:
-    """The metrics of giving everyone the items that most training rows have; None where those are not counted."""
+def most_popular(engine: Engine, split: str) -> dict[str, float] | None:
+    """The metrics of giving everyone the items that most training rows have; None where those are not counted.
+
+    Every rank must call it.
+    """
     assert engine.items is not None
     counts = engine.items.catalogue.train_count
     if counts is None:

@@ -15,11 +15,11 @@ from distrec.batch import Batch
 from distrec.config.layout import Layout, Lookup
 from distrec.config.retrieval import Retrieval
 from distrec.config.schema import Config
-from distrec.data import open_dataset, uses
+from distrec.data import open_dataset
 from distrec.data.catalogue import Catalogue
 from distrec.data.columns import Use
 from distrec.data.single import Row, encode_row, find_rows, no_row, places_of
-from distrec.engine import Engine, reading_of
+from distrec.engine import Engine, open_split, reading_of
 from distrec.errors import UserError
 from distrec.prepare.description import RAW_USER
 from distrec.retrieval.retriever import MASK, TARGETS, Reading, query_use
@@ -115,15 +115,11 @@ def find_items(catalogue: Catalogue, ids: Sequence[str]) -> np.ndarray:
 def _look_up(engine: Engine, use: Use, users: Sequence[str], split: str) -> dict[str, Question]:
     """The queries of those users that a split has."""
     config = engine.config
-    paths = getattr(config.data, split)
-    if not paths:
+    if not getattr(config.data, split):
         return {}
     how = reading_of(config, engine.layout, engine.items, split)
     how = replace(how, items=tuple(items for items in how.items if items.name != TARGETS))
-    wanted = [use, *(items.use() for items in how.items), *uses(config.data, how.present, ())]
-    dataset = open_dataset(paths, wanted, config.data.retries, f"data.{split}")
-    engine.numbering.require(dataset.numbering, f"data.{split} ({', '.join(paths)})")
-    rows = find_rows(dataset, use.column, users)
+    rows = find_rows(open_split(config, how, split, engine.numbering, [use]), use.column, users)
     return {user: _question(f"{user} (data.{split})", row, config, how) for user, row in rows.items()}
 
 

@@ -165,23 +165,27 @@ class RetrievalWriter:
             yield _table(self._columns.train, frame, described, history_item_id=sequences.train_histories(block))
 
     def _queries(self, interactions: pl.DataFrame, users: pl.DataFrame, sequences: Sequences, split: int) -> Iterator[pa.Table]:
-        rows, own = sequences.queries(split), users.rename({"raw_id": RAW_USER})
-        in_all = len(rows) * self._total // max(1, interactions.height)  # if other users are like these
-        for block in _pieces(rows, row_group_rows(in_all), interactions.height // max(1, len(rows))):
+        for block in self._blocks(sequences.queries(split), interactions):
             history = sequences.query_histories(block)
             lists = {"targets": sequences.targets(block), "seen": sequences.seen(block)}
             self._without_history[SPLITS[split]] += int((np.diff(history.offsets) == 0).sum())
             self._targets[SPLITS[split]] += np.bincount(lists["targets"].values, minlength=self._catalogue.items)
-            frame = interactions[block].join(own, "user_id", how="left", maintain_order="left")
-            yield _table(self._columns.queries, frame, self._features[:0], history_item_id=history, **lists)
+            yield self._asked(self._columns.queries, interactions[block], users, history_item_id=history, **lists)
 
     def _everybody(self, interactions: pl.DataFrame, users: pl.DataFrame, sequences: Sequences) -> Iterator[pa.Table]:
-        rows, own = sequences.latest(), users.rename({"raw_id": RAW_USER})
-        in_all = len(rows) * self._total // max(1, interactions.height)
-        for block in _pieces(rows, row_group_rows(in_all), interactions.height // max(1, len(rows))):
+        for block in self._blocks(sequences.latest(), interactions):
             lists = {"history_item_id": sequences.histories_with(block), "seen": sequences.seen_with(block)}
-            frame = interactions[block].join(own, "user_id", how="left", maintain_order="left")
-            yield _table(self._columns.now, frame, self._features[:0], **lists)
+            yield self._asked(self._columns.now, interactions[block], users, **lists)
+
+    def _blocks(self, rows: Ints, interactions: pl.DataFrame) -> Iterator[Ints]:
+        """Rows that are queries in row groups, whose lists are as long as these users' interactions."""
+        in_all = len(rows) * self._total // max(1, interactions.height)  # if other users are like these
+        return _pieces(rows, row_group_rows(in_all), interactions.height // max(1, len(rows)))
+
+    def _asked(self, of: Sequence[Column], frame: pl.DataFrame, users: pl.DataFrame, **lists: pa.ListArray) -> pa.Table:
+        """Queries, with the users' own ids."""
+        named = frame.join(users.rename({"raw_id": RAW_USER}), "user_id", how="left", maintain_order="left")
+        return _table(of, named, self._features[:0], **lists)
 
     def _write(self, part: str, block: pa.Table) -> None:
         if part not in self._open:

@@ -48,7 +48,7 @@ class Sequences:
 
     def latest(self) -> Ints:
         """The last interaction of each user."""
-        return np.flatnonzero(np.append(self._first[1:], len(self._first)) != self._first)
+        return np.flatnonzero(_stop_of_run(self._first) == np.arange(len(self._first)) + 1)
 
     def train_histories(self, rows: Ints) -> pa.ListArray:
         """(n,) the newest items before each training row, oldest first; without an order, a sample of the user's others."""
@@ -68,14 +68,18 @@ class Sequences:
 
     def histories_with(self, rows: Ints) -> pa.ListArray:
         """(n,) the newest items up to each row, its own the last."""
-        return self._lists(np.maximum(self._first[rows], rows + 1 - self.longest), rows + 1)
+        return self._newest(rows, rows + 1)
 
     def seen_with(self, rows: Ints) -> pa.ListArray:
         """(n,) all items up to each row."""
         return self._lists(self._first[rows], rows + 1)
 
     def _before(self, rows: Ints) -> pa.ListArray:
-        return self._lists(np.maximum(self._first[rows], rows - self.longest), rows)
+        return self._newest(rows, rows)
+
+    def _newest(self, rows: Ints, stop: Ints) -> pa.ListArray:
+        """The newest items of the rows' users that stand before `stop`."""
+        return self._lists(np.maximum(self._first[rows], stop - self.longest), stop)
 
     def _others(self, rows: Ints) -> pa.ListArray:
         """The items that follow each row's own, the user's training items standing in a circle."""
